@@ -1,0 +1,37 @@
+"""What long work says about itself while it runs.
+
+Training, exams, conversions and downloads are generators of these. They print nothing: the CLI draws
+them, a run's log stores them, and a caller may stop between any two.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Progress:
+    """`done` of `total` units of a task; total is None while it is not known."""
+
+    task: str
+    done: int
+    total: int | None
+
+
+@dataclass(frozen=True)
+class Notice:
+    """One sentence worth keeping on the screen: a choice that was made, a file that was written."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class TrainStep:
+    """One optimiser step; loss is the mean over its target tokens, in nats."""
+
+    step: int
+    total: int
+    loss: float
+    tokens_per_s: float
+    eta_s: float
+
+
+Event = Progress | Notice | TrainStep
