@@ -3,9 +3,9 @@
     write_tiny(path, "llama", "Q4_K")                       one of ARCHS, one of TYPES
     write_tiny(path, "qwen2", tied=True, seed=3, layers=1)   any field of Shape may be overridden
 
-The weights are random but scaled so that the predicted distributions differ from position to position; the vocabulary
-is small but whole (specials, all 256 bytes, a few pieces), so any text can be tokenised; the chat template is simple.
-llama.cpp loads and runs every combination (test_tiny.py).
+The weights are random but scaled so that the predictions differ from position to position; the vocabulary is
+small but whole (specials, all 256 bytes, a few pieces), so any text can be tokenised; the chat template is simple.
+test_engine.py lets llama.cpp load and run every combination.
 """
 
 from collections.abc import Iterator
@@ -170,23 +170,17 @@ def _byte_characters() -> Iterator[str]:
         shifted += byte not in printable
 
 
-def _weights(
-    arch: str, shape: Shape, vocab: int, rng: np.random.Generator
-) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
+Weights = Iterator[tuple[str, np.ndarray[Any, Any]]]
+
+
+def _weights(arch: str, shape: Shape, vocab: int, rng: np.random.Generator) -> Weights:
     """Names and fp32 arrays, (rows, columns), in the order of the file."""
-    width, q_rows, kv_rows = shape.embedding, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-
-    def matrix(rows: int, columns: int, gain: float = 1.0) -> np.ndarray[Any, Any]:
-        return (rng.standard_normal((rows, columns)) * gain / np.sqrt(columns)).astype(np.float32)
-
-    def norm(size: int) -> np.ndarray[Any, Any]:
-        return (1.0 + 0.2 * rng.standard_normal(size)).astype(np.float32)
-
-    embedding, output = matrix(vocab, width, 1.0 if arch == "gemma3" else 2.5), matrix(vocab, width, 2.5)
-    for head in (embedding, output):
-        head[_ends(arch, vocab)] *= 0.1  # else every tenth answer would be empty
+    width = shape.embedding
+    embedding = _matrix(rng, vocab, width, gain=1.0 if arch == "gemma3" else 2.5)
+    output = embedding if shape.tied else _matrix(rng, vocab, width, gain=2.5)
+    output[_quiet(arch, vocab)] *= 0.1
     yield "token_embd.weight", embedding
-    yield "output_norm.weight", norm(width)
+    yield "output_norm.weight", _norm(rng, width)
     if not shape.tied:
         yield "output.weight", output
     if arch == "llama3":
@@ -196,38 +190,53 @@ def _weights(
         yield "rope_factors_long.weight", np.linspace(1, 6, shape.head_dim // 2, dtype=np.float32)
         yield "rope_factors_short.weight", np.linspace(1, 1.5, shape.head_dim // 2, dtype=np.float32)
     for layer in range(shape.layers):
-        block = f"blk.{layer}."
-        yield block + "attn_norm.weight", norm(width)
-        if arch.startswith("phi3"):
-            yield block + "attn_qkv.weight", matrix(q_rows + 2 * kv_rows, width)
-        else:
-            yield block + "attn_q.weight", matrix(q_rows, width)
-            yield block + "attn_k.weight", matrix(kv_rows, width)
-            yield block + "attn_v.weight", matrix(kv_rows, width)
-        if arch == "qwen2":
-            for part, rows in (("q", q_rows), ("k", kv_rows), ("v", kv_rows)):
-                yield block + f"attn_{part}.bias", (0.3 * rng.standard_normal(rows)).astype(np.float32)
-        if arch in ("qwen3", "gemma3"):
-            yield block + "attn_q_norm.weight", norm(shape.head_dim)
-            yield block + "attn_k_norm.weight", norm(shape.head_dim)
-        yield block + "attn_output.weight", matrix(width, q_rows)
-        if arch == "gemma3":
-            yield block + "post_attention_norm.weight", norm(width)
-        yield block + "ffn_norm.weight", norm(width)
-        if arch.startswith("phi3"):
-            yield block + "ffn_up.weight", matrix(2 * shape.ffn, width)
-        else:
-            yield block + "ffn_gate.weight", matrix(shape.ffn, width)
-            yield block + "ffn_up.weight", matrix(shape.ffn, width)
-        yield block + "ffn_down.weight", matrix(width, shape.ffn)
-        if arch == "gemma3":
-            yield block + "post_ffw_norm.weight", norm(width)
+        for name, array in [*_attention(arch, shape, rng), *_feed_forward(arch, shape, rng)]:
+            yield f"blk.{layer}.{name}", array
 
 
-def _ends(arch: str, vocab: int) -> list[int]:
-    """The tokens that end an answer: eos, <|endoftext|> and the end of a turn."""
-    first_special = vocab - len(SPECIALS)
-    return [first_special - 1 if _has_bpe(arch) else 2, first_special, vocab - 1]
+def _attention(arch: str, shape: Shape, rng: np.random.Generator) -> Weights:
+    width, q_rows, kv_rows = shape.embedding, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    rows = {"q": q_rows, "k": kv_rows, "v": kv_rows}
+    yield "attn_norm.weight", _norm(rng, width)
+    if arch.startswith("phi3"):
+        rows = {"qkv": q_rows + 2 * kv_rows}
+    for part, count in rows.items():
+        yield f"attn_{part}.weight", _matrix(rng, count, width)
+    if arch == "qwen2":
+        for part, count in rows.items():
+            yield f"attn_{part}.bias", (0.3 * rng.standard_normal(count)).astype(np.float32)
+    if arch in ("qwen3", "gemma3"):
+        yield "attn_q_norm.weight", _norm(rng, shape.head_dim)
+        yield "attn_k_norm.weight", _norm(rng, shape.head_dim)
+    yield "attn_output.weight", _matrix(rng, width, q_rows)
+    if arch == "gemma3":
+        yield "post_attention_norm.weight", _norm(rng, width)
+
+
+def _feed_forward(arch: str, shape: Shape, rng: np.random.Generator) -> Weights:
+    width, ffn = shape.embedding, shape.ffn
+    yield "ffn_norm.weight", _norm(rng, width)
+    if not arch.startswith("phi3"):
+        yield "ffn_gate.weight", _matrix(rng, ffn, width)
+    yield "ffn_up.weight", _matrix(rng, 2 * ffn if arch.startswith("phi3") else ffn, width)
+    yield "ffn_down.weight", _matrix(rng, width, ffn)
+    if arch == "gemma3":
+        yield "post_ffw_norm.weight", _norm(rng, width)
+
+
+def _matrix(rng: np.random.Generator, rows: int, columns: int, *, gain: float = 1.0) -> np.ndarray[Any, Any]:
+    return (rng.standard_normal((rows, columns)) * gain / np.sqrt(columns)).astype(np.float32)
+
+
+def _norm(rng: np.random.Generator, size: int) -> np.ndarray[Any, Any]:
+    return (1.0 + 0.2 * rng.standard_normal(size)).astype(np.float32)
+
+
+def _quiet(arch: str, vocab: int) -> list[int]:
+    """Tokens that should seldom be answered: the ends of a turn, and bytes that are no text by themselves."""
+    specials, first_byte = vocab - len(SPECIALS), 0 if _has_bpe(arch) else 3
+    ends = [specials - 1 if _has_bpe(arch) else 2, specials, vocab - 1]
+    return [*ends, *range(first_byte + 128, first_byte + 256)]
 
 
 def _has_bpe(arch: str) -> bool:
@@ -250,8 +259,8 @@ def _add_tensor(writer: gguf.GGUFWriter, name: str, array: np.ndarray[Any, Any],
 def quantize_q4_k(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Plain round-to-nearest Q4_K, (rows, columns / 256 * 144) bytes; the `gguf` package can only read it.
 
-    A block of 256 weights: fp16 d, fp16 dmin, eight 6-bit scales and eight 6-bit minima in 12 bytes, 128 bytes of
-    nibbles; weight = d * scale * nibble - dmin * minimum, a scale and a minimum for each 32 weights.
+    A block of 256: fp16 d, fp16 dmin, eight 6-bit scales and eight 6-bit minima in 12 bytes, 128 bytes
+    of nibbles; weight = d * scale * nibble - dmin * minimum, a scale and a minimum for each 32 weights.
     """
     x = array.reshape(-1, 8, 32)
     low = np.maximum(-x.min(2), 0)  # (blocks, 8)
