@@ -2,9 +2,10 @@
 
     write_tiny(path, "llama", "Q4_K")                       one of ARCHS, one of TYPES
     write_tiny(path, "qwen2", tied=True, seed=3, layers=1)   any field of Shape may be overridden
+    write_tiny_adapter(path, base, seed=1)                   a random LoRA for it
 
 The weights are random but scaled so that the predictions differ from position to position; the vocabulary is
-small but whole (specials, all 256 bytes, a few pieces), so any text can be tokenised; the chat template is simple.
+small but whole (specials, all 256 bytes, a few pieces), so any text can be tokenised; the template is simple.
 test_engine.py lets llama.cpp load and run every combination.
 """
 
@@ -17,7 +18,7 @@ import gguf
 import numpy as np
 
 ARCHS = ("llama", "llama3", "qwen2", "qwen3", "gemma3", "phi3", "phi3-longrope")
-TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K")
+TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K", "Q6_K")
 
 PIECES = ["the", "and", "er", "in", "on", "re", "st", "ing", "li", "ou", "es", "an", "ll", "we", "to", "of"]
 # llama.cpp insists that a Phi-3 vocabulary knows <|endoftext|>.
@@ -51,7 +52,7 @@ class Shape:
 
 
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "llama": {},
+    "llama": {"template": "{{ bos_token }}" + TEMPLATE},  # as many real ones do
     "llama3": {"rope_base": 500_000.0},
     "qwen2": {"rope_base": 1_000_000.0, "eps": 1e-6},
     "qwen3": {"rope_base": 1_000_000.0, "eps": 1e-6, "head_dim": 32},
@@ -78,11 +79,15 @@ def write_tiny(path: Path, arch: str, type: str = "F32", *, seed: int = 0, **ove
     for name, array in _weights(arch, shape, vocab, np.random.default_rng(seed)):
         flat = array.ndim == 1 or name == "rope_freqs.weight"
         _add_tensor(writer, name, array, "F32" if flat else shape.types.get(name, type))
+    _finish(writer)
+    return path
+
+
+def _finish(writer: gguf.GGUFWriter) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
 
 
 def _add_hyperparameters(writer: gguf.GGUFWriter, arch: str, shape: Shape, *, vocab: int) -> None:
@@ -254,6 +259,26 @@ def _add_tensor(writer: gguf.GGUFWriter, name: str, array: np.ndarray[Any, Any],
     by_hand = {"Q4_K": quantize_q4_k, "Q6_K": quantize_q6_k}
     raw = by_hand[type](array) if type in by_hand else gguf.quants.quantize(array, kind)
     writer.add_tensor(name, raw.view(np.uint8), raw_dtype=kind)
+
+
+def write_tiny_adapter(
+    path: Path, base: Path, *, seed: int = 0, rank: int = 4, alpha: float = 8.0, gain: float = 1.0
+) -> Path:
+    """Write a random LoRA for every matrix of the blocks of `base`, loud enough to change its answers."""
+    reader, rng = gguf.GGUFReader(base), np.random.default_rng(seed)
+    architecture = reader.fields["general.architecture"].contents()
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", alpha)
+    for tensor in reader.tensors:
+        if not tensor.name.startswith("blk.") or len(tensor.shape) < 2:
+            continue
+        columns, rows = (int(size) for size in tensor.shape)  # GGUF names the columns first
+        writer.add_tensor(tensor.name + ".lora_a", _matrix(rng, rank, columns))
+        writer.add_tensor(tensor.name + ".lora_b", _matrix(rng, rows, rank, gain=gain))
+    _finish(writer)
+    return path
 
 
 def quantize_q4_k(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
