@@ -150,7 +150,7 @@ def _scale_k(blocks: torch.Tensor, out: torch.Tensor) -> None:
 
     The minima likewise: 6 low bits of byte 4 + i; high nibble of byte 4 + i, 2 high bits of byte i.
     """
-    first, second, third = blocks[:, 4:16].split(4, 1)  # (n, 4) each
+    first, second, third = (blocks[:, at : at + 4] for at in (4, 8, 12))  # (n, 4) each
     scales = torch.cat((first & 63, third & 15 | first >> 2 & 48), 1)  # (n, 8)
     minima = torch.cat((second & 63, third >> 4 | second >> 2 & 48), 1)
     groups = out.view(-1, 8, 32)
