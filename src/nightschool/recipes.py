@@ -21,7 +21,7 @@ ALPACA_WITHOUT_INPUT = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings as published; batch counts lessons a step, modules are Hugging Face's names."""
+    """Settings as published, by the names of TrainSettings; batch is lessons in a step, warmup a share of steps."""
 
     name: str
     source: str
@@ -32,11 +32,10 @@ class Recipe:
     epochs: int
     batch: int
     max_tokens: int
-    modules: tuple[str, ...]
+    targets: tuple[str, ...]
     schedule: str
-    warmup_steps: int = 0
-    warmup_share: float = 0.0
-    weight_decay: float = 0.0
+    warmup: float
+    weight_decay: float
     alpaca_prompt: bool = False
 
 
@@ -53,9 +52,10 @@ RECIPES = {
         epochs=3,
         batch=128,
         max_tokens=256,
-        modules=("q_proj", "v_proj"),
+        targets=("q", "v"),
         schedule="linear",
-        warmup_steps=100,
+        warmup=0.08,  # 100 of the 1,219 steps that 52,002 examples make
+        weight_decay=0.0,
         alpaca_prompt=True,
     ),
     # The table "Code and Hyperparameters" gives batch, rate, epochs and length; LoRA's numbers are those of
@@ -70,9 +70,10 @@ RECIPES = {
         epochs=3,
         batch=128,
         max_tokens=2048,
-        modules=("q_proj", "v_proj"),
+        targets=("q", "v"),
         schedule="cosine",
-        warmup_share=0.03,
+        warmup=0.03,
+        weight_decay=0.0,
     ),
 }
 
