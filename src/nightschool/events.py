@@ -25,13 +25,24 @@ class Notice:
 
 @dataclass(frozen=True)
 class TrainStep:
-    """One optimiser step; loss is the mean over its target tokens, in nats."""
+    """One optimiser step; loss is the mean over its target tokens, in nats, accuracy the share predicted first."""
 
     step: int
     total: int
     loss: float
     tokens_per_s: float
     eta_s: float
+    accuracy: float = 0.0
+    lr: float = 0.0
 
 
-Event = Progress | Notice | TrainStep
+@dataclass(frozen=True)
+class Validation:
+    """What the held-out lessons say after a step; loss and accuracy as in TrainStep."""
+
+    step: int
+    loss: float
+    accuracy: float
+
+
+Event = Progress | Notice | TrainStep | Validation

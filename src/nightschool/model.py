@@ -1,0 +1,443 @@
+"""One decoder for every supported architecture, configured by the GGUF's own metadata.
+
+The differences between Llama, Qwen2, Qwen3, Gemma 3 and Phi-3 are few: which tensors are fused or have
+biases, norms on queries and keys or after a block, the order of rotary pairs, a sliding window, the
+activation. They are read off the file (which tensors it has) and off FAMILIES (what the file does not say).
+What llama.cpp computes on the same file is the definition of right; tests/test_model.py compares.
+
+Rotary pairs: llama-architecture files keep them interleaved, the others in halves. Rows of Q and K are
+reordered on loading so that the computation knows only halves; adapters keep the file's order
+(ops.Part.rows).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from nightschool import ops
+from nightschool.errors import FileFormatError, UnsupportedModel
+from nightschool.gguf import GGUFFile, TensorType
+from nightschool.gguf import Tensor as TensorInfo
+from nightschool.ops import Documents, FrozenMatrix, Part, Precision
+from nightschool.quants import dequantize
+
+Pair = tuple[Tensor, Tensor, float]  # A (rank, in), B (out, rank), scale
+Pairs = Mapping[str, Sequence[Pair]]  # by the name of the tensor in the file
+
+
+@dataclass(frozen=True)
+class Family:
+    """What an architecture's files do not say of themselves."""
+
+    interleaved: bool = False  # rotary pairs are neighbours (2i, 2i+1) rather than halves (i, i + n/2)
+    activation: str = "silu"
+    scaled_embedding: bool = False  # embeddings times sqrt(width)
+    window_pattern: int = 0  # every n-th layer sees everything, the others a window
+    window_rope_base: float = 10_000.0
+
+
+FAMILIES = {
+    "llama": Family(interleaved=True),
+    "qwen2": Family(),
+    "qwen3": Family(),
+    "gemma3": Family(activation="gelu", scaled_embedding=True, window_pattern=6),
+    "phi3": Family(),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """The shape of a decoder, from its metadata."""
+
+    architecture: str
+    layers: int
+    width: int
+    ffn: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rotary_dim: int
+    vocabulary: int
+    context: int
+    eps: float
+    rope_base: float
+    rope_scale: float  # positions are multiplied by this
+    rope_amplitude: float
+    original_context: int
+    window: int
+    attention_scale: float
+
+    @property
+    def family(self) -> Family:
+        return FAMILIES[self.architecture]
+
+
+def read_config(file: GGUFFile) -> Config:
+    """Read a decoder's shape.
+
+    Raises:
+        UnsupportedModel: the architecture, or one of its options, is not one this program computes.
+        FileFormatError: a needed value is missing or makes no sense.
+    """
+    arch = file.metadata.get("general.architecture")
+    if arch not in FAMILIES:
+        raise UnsupportedModel(
+            f"{file.path.name} holds a model of architecture {arch!r}; "
+            f"Nightschool trains {', '.join(FAMILIES)}. Choose a base of one of these."
+        )
+
+    def get(key: str, default: Any = None) -> Any:
+        value = file.metadata.get(f"{arch}.{key}", default)
+        if isinstance(value, list) and len(set(value)) == 1:
+            value = value[0]
+        if value is None or isinstance(value, (list, str)):
+            raise FileFormatError(
+                f"{file.path.name} has no usable value for {arch}.{key}; fetch the file again."
+            )
+        return value
+
+    _refuse_options(file, arch)
+    width, heads = get("embedding_length"), get("attention.head_count")
+    if "token_embd.weight" not in file.tensors:
+        raise FileFormatError(f"{file.path.name} holds no token_embd.weight: it is not a whole model.")
+    head_dim = get("attention.key_length", width // heads if heads else 0)
+    linear = file.metadata.get(f"{arch}.rope.scaling.type") == "linear"
+    config = Config(
+        architecture=arch,
+        layers=get("block_count"),
+        width=width,
+        ffn=get("feed_forward_length"),
+        heads=heads,
+        kv_heads=get("attention.head_count_kv", heads),
+        head_dim=head_dim,
+        rotary_dim=get("rope.dimension_count", head_dim),
+        vocabulary=file.tensors["token_embd.weight"].shape[0],
+        context=get("context_length"),
+        eps=get("attention.layer_norm_rms_epsilon"),
+        rope_base=get("rope.freq_base", 10_000.0),
+        rope_scale=1.0 / get("rope.scaling.factor", 1.0) if linear else 1.0,
+        rope_amplitude=get("rope.scaling.attn_factor", 1.0),
+        original_context=get("rope.scaling.original_context_length", get("context_length")),
+        window=get("attention.sliding_window", 0) if FAMILIES[arch].window_pattern else 0,
+        attention_scale=_attention_scale(arch, get("block_count"), width, heads, head_dim),
+    )
+    _check(config, file)
+    return config
+
+
+def _attention_scale(arch: str, layers: int, width: int, heads: int, head_dim: int) -> float:
+    """1 / sqrt(head width), but for Gemma 3 27B (62 layers), which takes width / heads instead."""
+    if arch == "gemma3" and layers == 62:
+        return float((width / heads) ** -0.5)
+    return float(head_dim**-0.5)
+
+
+def _refuse_options(file: GGUFFile, arch: str) -> None:
+    if file.metadata.get(f"{arch}.expert_count"):
+        raise UnsupportedModel(
+            f"{file.path.name} is a mixture of experts, which Nightschool does not train yet."
+        )
+    scaling = file.metadata.get(f"{arch}.rope.scaling.type", "none")
+    if scaling not in ("none", "linear", "longrope"):
+        raise UnsupportedModel(
+            f"{file.path.name} scales its rotary positions by {scaling!r}, which is not supported; "
+            "take the variant of the model without extended context."
+        )
+
+
+def _check(config: Config, file: GGUFFile) -> None:
+    whole = all(
+        isinstance(value, int) and 0 < value <= 1 << 24
+        for value in (config.layers, config.width, config.ffn, config.heads, config.kv_heads, config.head_dim)
+    )
+    if (
+        not whole
+        or config.heads % config.kv_heads
+        or config.rotary_dim % 2
+        or config.rotary_dim > config.head_dim
+    ):
+        raise FileFormatError(f"{file.path.name} describes a decoder whose sizes do not fit together.")
+
+
+class PackedRows:
+    """Rows of one or more tensors of a file, stacked, still packed; `order` names a tensor's rows in computing order."""
+
+    def __init__(self, file: GGUFFile, names: Sequence[str], orders: Sequence[Tensor | None]) -> None:
+        self.pieces: list[tuple[Tensor, TensorInfo, Tensor | None]] = []
+        self.parts: list[Part] = []
+        start = 0
+        for name, order in zip(names, orders, strict=True):
+            info = file.tensors[name]
+            raw = torch.from_numpy(file.data(name)).view(info.shape[0], -1)
+            self.pieces.append((raw, info, order))
+            self.parts.append(Part(name, start, start + info.shape[0], order))
+            start += info.shape[0]
+        self.shape = (start, file.tensors[names[0]].shape[1])
+
+    def __call__(self, start: int, stop: int) -> Tensor:
+        """Rows start..stop as float32 (stop - start, in)."""
+        found = [
+            _unpack(raw, info, order, max(start - part.start, 0), min(stop, part.stop) - part.start)
+            for (raw, info, order), part in zip(self.pieces, self.parts, strict=True)
+            if part.start < stop and start < part.stop
+        ]
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def pick(self, rows: Tensor) -> Tensor:
+        """Single rows of the first tensor, by number: (n, in) float32."""
+        raw, info, _ = self.pieces[0]
+        return dequantize(raw[rows], info.type, (len(rows), self.shape[1]))
+
+
+def _unpack(raw: Tensor, info: TensorInfo, order: Tensor | None, start: int, stop: int) -> Tensor:
+    rows = raw[start:stop] if order is None else raw[order[start:stop]]
+    unpacked = dequantize(rows, info.type, (stop - start, info.shape[1]))
+    return (
+        unpacked.clone() if info.type == TensorType.F32 else unpacked
+    )  # F32 may be a view of the read-only map
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A frozen matrix, perhaps several of the file's tensors fused into one product, with its bias."""
+
+    matrix: FrozenMatrix
+    parts: tuple[Part, ...]
+    bias: Tensor | None
+
+    def __call__(self, x: Tensor, pairs: Pairs, *, mm: torch.dtype, dropout: float = 0.0) -> Tensor:
+        mine = [(part, a, b, scale) for part in self.parts for a, b, scale in pairs.get(part.name, ())]
+        return ops.linear(x, self.matrix, self.bias, mine, mm=mm, dropout=dropout)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One block: attention and feed-forward, with their norms; absent ones are None."""
+
+    attention_norm: Tensor
+    qkv: Linear
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    output: Linear
+    post_attention_norm: Tensor | None
+    ffn_norm: Tensor
+    gate_up: Linear
+    down: Linear
+    post_ffn_norm: Tensor | None
+    window: int
+    rope: int  # which of the model's rotary tables
+
+
+class Model:
+    """A frozen decoder on one file, ready for training adapters.
+
+    Args:
+        file: an opened GGUF.
+        precision: how the matrices are held: "int8", "bf16", "fp32", "packed" (unpacked at each use) or
+        "fp64". device: "cpu", "cuda" or "mps". ctx: the longest document; decides between the short and long
+        rotary factors of Phi-3 as llama.cpp's ctx does.
+    """
+
+    def __init__(
+        self, file: GGUFFile, precision: Precision = "fp32", *, device: str = "cpu", ctx: int = 0
+    ) -> None:
+        self.config = read_config(file)
+        self.file, self.precision, self.device = file, precision, device
+        self.mm = ops.PRODUCT_TYPE[precision]
+        self.act = torch.float64 if precision == "fp64" else torch.float32
+        self.unused = set(file.tensors)
+        self.tables = _rope_tables(self.config, self._optional, ctx or self.config.context)
+        self.embedding = PackedRows(file, ["token_embd.weight"], [None])
+        self.final_norm = self._vector("output_norm.weight")
+        self.layers = [self._layer(i) for i in range(self.config.layers)]
+        head = "output.weight" if "output.weight" in file.tensors else "token_embd.weight"
+        self.head = self._linear([head], [None]).matrix
+        self.unused -= {"token_embd.weight"}
+        if self.unused:
+            raise UnsupportedModel(
+                f"{file.path.name} has tensors that a {self.config.architecture} model does not use here: "
+                f"{', '.join(sorted(self.unused)[:3])}. It is of a variant that is not supported."
+            )
+
+    # loading
+
+    def _optional(self, name: str) -> Tensor | None:
+        if name not in self.file.tensors:
+            return None
+        info = self.file.tensors[name]
+        self.unused.discard(name)
+        flat = (1, info.shape[-1])
+        return (
+            dequantize(self.file.data(name), info.type, flat).flatten().to(self.act).clone().to(self.device)
+        )
+
+    def _vector(self, name: str) -> Tensor:
+        vector = self._optional(name)
+        if vector is None:
+            raise FileFormatError(f"{self.file.path.name} lacks the tensor {name}: it is not a whole model.")
+        return vector
+
+    def _linear(self, names: Sequence[str], orders: Sequence[Tensor | None]) -> Linear:
+        for name in names:
+            if name not in self.file.tensors:
+                raise FileFormatError(
+                    f"{self.file.path.name} lacks the tensor {name}: it is not a whole model."
+                )
+        self.unused -= set(names)
+        packed = PackedRows(self.file, names, orders)
+        biases = [self._optional(name.removesuffix("weight") + "bias") for name in names]
+        bias = None
+        if any(b is not None for b in biases):
+            bias = torch.cat(
+                [
+                    torch.zeros(part.stop - part.start, dtype=self.act, device=self.device)
+                    if b is None
+                    else (b if part.rows is None else b[part.rows])
+                    for b, part in zip(biases, packed.parts, strict=True)
+                ]
+            )
+        matrix = ops.compute_copy(packed, packed.shape, self.precision, self.device)
+        return Linear(matrix, tuple(packed.parts), bias)
+
+    def _layer(self, i: int) -> Layer:
+        config, prefix = self.config, f"blk.{i}."
+        if f"{prefix}attn_qkv.weight" in self.file.tensors:
+            qkv = self._linear([f"{prefix}attn_qkv.weight"], [None])
+        else:
+            orders: list[Tensor | None] = [None, None, None]
+            if config.family.interleaved:
+                orders = [_halves_order(config.heads, config), _halves_order(config.kv_heads, config), None]
+            qkv = self._linear([f"{prefix}attn_{x}.weight" for x in "qkv"], orders)
+        if f"{prefix}ffn_gate.weight" in self.file.tensors:
+            gate_up = self._linear([f"{prefix}ffn_gate.weight", f"{prefix}ffn_up.weight"], [None, None])
+        else:
+            gate_up = self._linear([f"{prefix}ffn_up.weight"], [None])
+        pattern = config.family.window_pattern
+        local = bool(pattern and config.window and (i + 1) % pattern)
+        return Layer(
+            attention_norm=self._vector(f"{prefix}attn_norm.weight"),
+            qkv=qkv,
+            q_norm=self._optional(f"{prefix}attn_q_norm.weight"),
+            k_norm=self._optional(f"{prefix}attn_k_norm.weight"),
+            output=self._linear([f"{prefix}attn_output.weight"], [None]),
+            post_attention_norm=self._optional(f"{prefix}post_attention_norm.weight"),
+            ffn_norm=self._vector(f"{prefix}ffn_norm.weight"),
+            gate_up=gate_up,
+            down=self._linear([f"{prefix}ffn_down.weight"], [None]),
+            post_ffn_norm=self._optional(f"{prefix}post_ffw_norm.weight"),
+            window=config.window if local else 0,
+            rope=1 if pattern and (i + 1) % pattern else 0,
+        )
+
+    # computing
+
+    def trainable(self) -> dict[str, tuple[int, int]]:
+        """The tensors a LoRA can sit on, by name: (out, in)."""
+        return {
+            part.name: (part.stop - part.start, linear.matrix.shape[1])
+            for layer in self.layers
+            for linear in (layer.qkv, layer.output, layer.gate_up, layer.down)
+            for part in linear.parts
+        }
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        documents: Documents,
+        pairs: Pairs | None = None,
+        *,
+        dropout: float = 0.0,
+        recompute: bool = False,
+    ) -> Tensor:
+        """The normed last hidden state of a packed stream.
+
+        Args:
+            tokens: (T,) token ids.
+            positions: (T,) the place of each token in its document.
+            documents: how the stream falls into documents.
+            pairs: LoRA pairs by tensor name.
+            dropout: chance that an input of a LoRA A is dropped.
+            recompute: keep only each layer's input for the backward, and compute the rest again.
+        Returns: (T, width).
+        """
+        x = self.embedding.pick(tokens.cpu()).to(self.act).to(self.device)  # (T, D)
+        if self.config.family.scaled_embedding:
+            x *= self.config.width**0.5
+        turns = [_turns(table, positions, self.act) for table in self.tables]
+        for layer in self.layers:
+            arguments = (layer, x, turns[layer.rope], documents, pairs or {}, dropout)
+            if recompute:
+                x = checkpoint(self._block, *arguments, use_reentrant=False)
+            else:
+                x = self._block(*arguments)
+        return ops.rms_norm(x, self.final_norm, self.config.eps)
+
+    def _block(
+        self,
+        layer: Layer,
+        x: Tensor,
+        turns: tuple[Tensor, Tensor],
+        documents: Documents,
+        pairs: Pairs,
+        dropout: float,
+    ) -> Tensor:
+        config, count = self.config, x.shape[0]
+        normed = ops.rms_norm(x, layer.attention_norm, config.eps)
+        qkv = layer.qkv(normed, pairs, mm=self.mm, dropout=dropout)
+        qkv = qkv.view(count, config.heads + 2 * config.kv_heads, config.head_dim)
+        q, k, v = qkv.split([config.heads, config.kv_heads, config.kv_heads], dim=1)  # (T, heads, d) each
+        if layer.q_norm is not None and layer.k_norm is not None:
+            q = ops.rms_norm(q, layer.q_norm, config.eps)
+            k = ops.rms_norm(k, layer.k_norm, config.eps)
+        q, k = ops.rotate(q, *turns), ops.rotate(k, *turns)
+        mixed = ops.attention(
+            q, k, v, documents, scale=config.attention_scale, window=layer.window, mm=self.mm
+        )
+        y = layer.output(mixed.view(count, -1), pairs, mm=self.mm, dropout=dropout)
+        if layer.post_attention_norm is not None:
+            y = ops.rms_norm(y, layer.post_attention_norm, config.eps)
+        x = x + y
+        normed = ops.rms_norm(x, layer.ffn_norm, config.eps)
+        gate_up = layer.gate_up(normed, pairs, mm=self.mm, dropout=dropout)
+        y = layer.down(ops.gated(gate_up, config.family.activation), pairs, mm=self.mm, dropout=dropout)
+        if layer.post_ffn_norm is not None:
+            y = ops.rms_norm(y, layer.post_ffn_norm, config.eps)
+        return x + y
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden (M, width) → (M, vocabulary). For a few positions only: training uses ops.cross_entropy_sum."""
+        return self.head.forward(hidden)
+
+
+def _halves_order(heads: int, config: Config) -> Tensor:
+    """For rows whose rotary pairs are neighbours: the file's row for each row in halves order, head by head."""
+    n, d = config.rotary_dim, config.head_dim
+    within = torch.cat([torch.arange(0, n, 2), torch.arange(1, n, 2), torch.arange(n, d)])
+    return (torch.arange(heads)[:, None] * d + within).flatten()
+
+
+def _rope_tables(config: Config, optional: Any, ctx: int) -> list[tuple[Tensor, float]]:
+    """(angle of each pair per position, amplitude): for layers that see everything, then for windowed ones."""
+    exponent = torch.arange(0, config.rotary_dim, 2, dtype=torch.float64) / config.rotary_dim
+    factors = [
+        optional(f"{name}.weight") for name in ("rope_freqs", "rope_factors_long", "rope_factors_short")
+    ]
+    free, long, short = factors
+    chosen = free if free is not None else (long if ctx > config.original_context else short)
+    angle = config.rope_scale * config.rope_base**-exponent
+    if chosen is not None:
+        angle = angle / chosen.double().cpu()
+    local = config.family.window_rope_base**-exponent
+    return [(angle, config.rope_amplitude), (local, 1.0)]
+
+
+def _turns(table: tuple[Tensor, float], positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin for each token: (T, 1, rotary/2) each."""
+    angle, amplitude = table
+    theta = positions.double().cpu()[:, None, None] * angle
+    return tuple((f(theta) * amplitude).to(dtype).to(positions.device) for f in (torch.cos, torch.sin))  # type: ignore[return-value]

@@ -1,0 +1,565 @@
+"""The numeric kernels of the trainer, behind one small interface, in plain torch.
+
+A frozen matrix W (out, in) is held once, in the form that this machine multiplies fastest, and serves both
+directions: forward y = x Wᵀ and backward dx = dy W. For int8 the scale of each row of W factors out of the
+forward, and folds into dy in the backward:
+
+    y  = (q(x) Wqᵀ) · s_x · s_row            q quantises each token (row) to int8 with a scale of its own
+    dx = (q(dy · s_row) Wq) · s_dy
+
+dW is never formed. A LoRA pair rides on the same call, bracketed so that the rank is the inner size.
+The residual stream and all elementwise work are float32 (float64 in gradient checks): on CPUs torch does
+float32 elementwise about twice as fast as bfloat16. Products run in `mm` (bfloat16, float32, float64) or
+int8.
+
+Shapes: T tokens of a packed stream, D model width, H query heads, K key/value heads, d head width, R rank, V
+vocabulary.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+ATTENTION_TILE = 1 << 21  # scores held at once: 2 M elements stay near the caches
+QUERY_TILE = 256  # causal attention skips the keys right of each tile of queries
+LOSS_TILE = 1 << 23  # logits held at once: 8 M elements, 32 MB
+TOKEN_TILE = 256  # tokens whose int32 products are held at once: they are rescaled while still in cache
+
+
+Precision = Literal["int8", "bf16", "fp32", "packed", "fp64"]
+PRODUCT_TYPE: dict[
+    Precision, torch.dtype
+] = {  # what LoRA and attention products run in beside each precision
+    "int8": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "fp32": torch.float32,
+    "packed": torch.float32,
+    "fp64": torch.float64,
+}
+Unpack = Callable[
+    [int, int], Tensor
+]  # (start, stop) → those rows of W (stop - start, in), float32, the caller's own
+
+
+class FrozenMatrix(Protocol):
+    """A weight that is never trained: (out, in), usable in both directions."""
+
+    shape: tuple[int, int]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (T, in) → x Wᵀ (T, out), in x's dtype."""
+        ...
+
+    def backward(self, dy: Tensor) -> Tensor:
+        """dy (T, out) → dy W (T, in), in dy's dtype."""
+        ...
+
+
+class DenseMatrix:
+    """W in bfloat16, float32 or float64; products in that type."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+        self.shape = (weight.shape[0], weight.shape[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.to(self.weight.dtype) @ self.weight.t()).to(x.dtype)
+
+    def backward(self, dy: Tensor) -> Tensor:
+        return (dy.to(self.weight.dtype) @ self.weight).to(dy.dtype)
+
+
+class Int8Matrix:
+    """W as int8 with one float32 scale for each row: 1 byte a weight.
+
+    `outliers` are input channels whose activations dwarf the rest (LLM.int8, arXiv:2208.07339): one such
+    channel would cost every other the precision of its token, so they are left out of the int8 product and
+    added in bfloat16.
+    """
+
+    def __init__(self, unpack: Unpack, shape: tuple[int, int]) -> None:
+        self.shape = shape
+        self.q = torch.empty(shape, dtype=torch.int8)
+        self.scale = torch.empty(shape[0])
+        for start, stop, rows in _row_tiles(unpack, shape):
+            scale = rows.abs().amax(1).clamp_(min=1e-12).div_(127)
+            self.scale[start:stop] = scale
+            self.q[start:stop] = rows.div_(scale[:, None]).round_()
+        self.outliers: Tensor | None = None  # (n,) channel numbers
+        self.outlier_columns: Tensor | None = None  # (n, out) bfloat16
+        self.peaks: Tensor | None = (
+            None  # (in,) largest activation of each channel; kept only while calibrating
+        )
+
+    def set_outliers(self, channels: Tensor) -> None:
+        """Take these input channels out of the int8 product."""
+        self.outliers = channels
+        self.outlier_columns = (self.q[:, channels].float() * self.scale[:, None]).t().to(torch.bfloat16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.peaks is not None:
+            self.peaks = torch.maximum(self.peaks, x.detach().abs().amax(0))
+        if self.outliers is None:
+            return _int8_product(x, self.q.t(), self.scale)
+        assert self.outlier_columns is not None
+        loud = x[:, self.outliers].to(torch.bfloat16)
+        y = _int8_product(x.index_fill(1, self.outliers, 0.0), self.q.t(), self.scale)
+        return y.add_((loud @ self.outlier_columns).float())
+
+    def backward(self, dy: Tensor) -> Tensor:
+        return _int8_product(dy * self.scale, self.q, None)
+
+
+def _int8_product(x: Tensor, w: Tensor, scale: Tensor | None) -> Tensor:
+    """x (T, in) float32 times w (in, out) int8, times `scale` (out,): (T, out) float32."""
+    rows, out = x.shape[0], w.shape[1]
+    y = torch.empty(rows, out)
+    products = torch.empty(min(rows, TOKEN_TILE), out, dtype=torch.int32)
+    for start in range(0, rows, TOKEN_TILE):
+        part = x[start : start + TOKEN_TILE]
+        token_scale = torch.maximum(part.amax(1, keepdim=True), part.amin(1, keepdim=True).neg_())  # (t, 1)
+        token_scale.clamp_(min=1e-12).div_(127)
+        q = torch.div(part, token_scale).round_().to(torch.int8)
+        acc = torch._int_mm(q, w, out=products[: len(part)])
+        target = y[start : start + TOKEN_TILE].copy_(acc).mul_(token_scale)
+        if scale is not None:
+            target.mul_(scale)
+    return y
+
+
+class PackedMatrix:
+    """W as it lies in the file, unpacked to float32 a tile of rows at a time: slow, exact, no memory of its own."""
+
+    def __init__(self, unpack: Unpack, shape: tuple[int, int]) -> None:
+        self.unpack = unpack
+        self.shape = shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        tiles = _row_tiles(self.unpack, self.shape)
+        return torch.cat([x @ rows.to(x).t() for _, _, rows in tiles], dim=1)
+
+    def backward(self, dy: Tensor) -> Tensor:
+        dx = dy.new_zeros(dy.shape[0], self.shape[1])
+        for start, stop, rows in _row_tiles(self.unpack, self.shape):
+            dx.addmm_(dy[:, start:stop], rows.to(dy))
+        return dx
+
+
+def _row_tiles(unpack: Unpack, shape: tuple[int, int]) -> Iterator[tuple[int, int, Tensor]]:
+    """The rows of a matrix, about a million weights at a time."""
+    step = max(1, (1 << 20) // shape[1])
+    for start in range(0, shape[0], step):
+        stop = min(start + step, shape[0])
+        yield start, stop, unpack(start, stop)
+
+
+def compute_copy(unpack: Unpack, shape: tuple[int, int], precision: Precision, device: str) -> FrozenMatrix:
+    """The one copy of a frozen matrix that training multiplies with."""
+    if precision == "int8":
+        return Int8Matrix(unpack, shape)
+    if precision == "packed":
+        return PackedMatrix(unpack, shape)
+    dense = torch.empty(shape, dtype=PRODUCT_TYPE[precision])
+    for start, stop, rows in _row_tiles(unpack, shape):
+        dense[start:stop] = rows
+    return DenseMatrix(dense.to(device))
+
+
+# ── linear layers ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Part:
+    """One tensor of the file inside a fused matrix: rows start..stop, in the order `rows` of the file's rows if given."""
+
+    name: str
+    start: int
+    stop: int
+    rows: Tensor | None = None
+
+
+def linear(
+    x: Tensor,
+    weight: FrozenMatrix,
+    bias: Tensor | None,
+    pairs: Sequence[tuple[Part, Tensor, Tensor, float]] = (),
+    *,
+    mm: torch.dtype = torch.float32,
+    dropout: float = 0.0,
+) -> Tensor:
+    """y = x Wᵀ + bias + Σ scale · (x Aᵀ) Bᵀ for the LoRA pairs (part, A (r, in), B (part rows, r), scale).
+
+    x (T, in) → (T, out). Gradients flow to x and to the As and Bs. With dropout, A sees a thinned x.
+    """
+    thinned = F.dropout(x, dropout) if dropout and pairs else x
+    flat = [tensor for _, a, b, _ in pairs for tensor in (a, b)]
+    parts = [(part, scale) for part, _, _, scale in pairs]
+    y: Tensor = _Linear.apply(x, thinned, weight, bias, parts, mm, *flat)
+    return y
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, x: Tensor, thinned: Tensor, weight: Any, bias: Any, parts: Any, mm: torch.dtype, *ab: Tensor
+    ) -> Tensor:
+        y: Tensor = weight.forward(x)
+        if bias is not None:
+            y.add_(bias)
+        ctx.weight, ctx.parts, ctx.mm, ctx.same = weight, parts, mm, thinned is x
+        if parts:
+            ctx.ranks = [pair.shape[0] for pair in ab[0::2]]
+            a = torch.cat(list(ab[0::2])).to(mm)  # (R, in)
+            b = _block_diagonal(parts, ab[1::2], weight.shape[0]).to(mm)  # (out, R)
+            xa = thinned.to(mm)
+            u = xa @ a.t()  # (T, R)
+            y.add_(u @ b.t())
+            ctx.save_for_backward(xa, u, a, b)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:  # type: ignore[override]
+        need_x, need_thinned = ctx.needs_input_grad[:2]
+        dx = ctx.weight.backward(dy) if need_x else None
+        if not ctx.parts:
+            return dx, None, None, None, None, None
+        xa, u, a, b = ctx.saved_tensors
+        dyb = dy.to(ctx.mm)
+        v = dyb @ b  # (T, R): the scale is inside b
+        da = (v.t() @ xa).to(dy.dtype)
+        db = (dyb.t() @ u).to(dy.dtype)  # (out, R)
+        if dx is not None and ctx.same:
+            dx.add_(v @ a)
+        dthin = (v @ a).to(dy.dtype) if need_thinned and not ctx.same else None
+        grads: list[Tensor] = []
+        column = 0
+        for (part, scale), rank in zip(ctx.parts, ctx.ranks, strict=True):
+            grads.append(da[column : column + rank])
+            block = db[part.start : part.stop, column : column + rank] * scale
+            grads.append(
+                block if part.rows is None else torch.empty_like(block).index_copy_(0, part.rows, block)
+            )
+            column += rank
+        return dx, dthin, None, None, None, None, *grads
+
+
+def _block_diagonal(parts: Sequence[tuple[Part, float]], bs: Sequence[Tensor], out: int) -> Tensor:
+    """Bs side by side, each in its part's rows, scaled: (out, R)."""
+    total = sum(b.shape[1] for b in bs)
+    wide = bs[0].new_zeros(out, total)
+    column = 0
+    for (part, scale), b in zip(parts, bs, strict=True):
+        rows = b if part.rows is None else b[part.rows]
+        torch.mul(rows, scale, out=wide[part.start : part.stop, column : column + b.shape[1]])
+        column += b.shape[1]
+    return wide
+
+
+# ── elementwise ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / rms(x) · weight over the last axis (arXiv:1910.07467); the weight is frozen."""
+    y: Tensor = _RmsNorm.apply(x, weight, eps)
+    return y
+
+
+class _RmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:  # type: ignore[override]
+        r = x.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, r)
+        return (x * r).mul_(weight)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:  # type: ignore[override]
+        x, weight, r = ctx.saved_tensors
+        g = dy * weight
+        xhat = x * r
+        m = (g * xhat).mean(-1, keepdim=True)
+        return torch.addcmul(g, xhat, m, value=-1).mul_(r), None, None
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding (arXiv:2104.09864), halves layout: x (T, H, d), cos and sin (T, 1, n/2), n ≤ d."""
+    y: Tensor = _Rotate.apply(x, cos, sin)
+    return y
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(cos, sin)
+        return _turn(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:  # type: ignore[override]
+        cos, sin = ctx.saved_tensors
+        return _turn(dy, cos, -sin), None, None
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = cos.shape[-1]
+    a, b = x[..., :half], x[..., half : 2 * half]
+    y = torch.empty_like(x)
+    torch.mul(a, cos, out=y[..., :half]).addcmul_(b, sin, value=-1)
+    torch.mul(b, cos, out=y[..., half : 2 * half]).addcmul_(a, sin)
+    if 2 * half < x.shape[-1]:
+        y[..., 2 * half :] = x[..., 2 * half :]
+    return y
+
+
+def gated(gate_up: Tensor, activation: str) -> Tensor:
+    """act(gate) · up, where gate_up (T, 2F) holds both side by side: SwiGLU ("silu") or GeGLU ("gelu", tanh form)."""
+    y: Tensor = _Gated.apply(gate_up, activation)
+    return y
+
+
+class _Gated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor, activation: str) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(gate_up)
+        ctx.activation = activation
+        gate, up = gate_up.chunk(2, dim=-1)
+        return _activate(gate, activation).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:  # type: ignore[override]
+        (gate_up,) = ctx.saved_tensors
+        gate, up = gate_up.chunk(2, dim=-1)
+        grad = torch.empty_like(gate_up)
+        dgate, dup = grad.chunk(2, dim=-1)
+        torch.mul(_activate(gate, ctx.activation), dy, out=dup)
+        if ctx.activation == "silu":
+            dgate.copy_(torch.ops.aten.silu_backward(dy * up, gate))
+        else:
+            dgate.copy_(torch.ops.aten.gelu_backward(dy * up, gate, approximate="tanh"))
+        return grad, None
+
+
+def _activate(gate: Tensor, activation: str) -> Tensor:
+    return F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")
+
+
+# ── attention ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Documents:
+    """How a packed stream falls into documents: groups of similar length, each an index (N, L) into the stream.
+
+    Places past a document's end point at its last token; causality hides them from the real ones, and their
+    own results are not written back: `keep` (N·L,) marks the real places, or is None where there are no
+    others.
+    """
+
+    groups: tuple[tuple[Tensor, Tensor | None], ...]
+
+    @staticmethod
+    def of(lengths: Sequence[int], device: torch.device | str = "cpu") -> "Documents":
+        """Group documents, given their lengths in stream order, so that at most a quarter of a group is padding."""
+        starts = [0]
+        for length in lengths:
+            starts.append(starts[-1] + length)
+        order = sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True)
+        groups: list[list[int]] = []
+        for i in order:
+            if groups and lengths[i] >= 0.75 * lengths[groups[-1][0]] - 4:
+                groups[-1].append(i)
+            else:
+                groups.append([i])
+        return Documents(tuple(_group(starts, lengths, sorted(group), device) for group in groups))
+
+
+def _group(
+    starts: Sequence[int], lengths: Sequence[int], members: list[int], device: torch.device | str
+) -> tuple[Tensor, Tensor | None]:
+    longest = max(lengths[i] for i in members)
+    step = torch.arange(longest)
+    length = torch.tensor([lengths[i] for i in members])[:, None]
+    index = torch.tensor([starts[i] for i in members])[:, None] + torch.minimum(step, length - 1)
+    keep = (step < length).flatten()
+    return index.to(device), None if bool(keep.all()) else keep.to(device)
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    documents: Documents,
+    *,
+    scale: float,
+    window: int = 0,
+    mm: torch.dtype = torch.float32,
+) -> Tensor:
+    """Causal attention inside each document: q (T, H, d), k (T, K, d), v (T, K, e) → (T, H, e).
+
+    Head h of q reads head h // (H / K) of k and v. `window` > 0: a token sees itself and the window-1 before
+    it. Probabilities are not kept for the backward but computed again, a few heads at a time.
+    """
+    y: Tensor = _Attention.apply(q, k, v, documents, scale, window, mm)
+    return y
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        documents: Documents,
+        scale: float,
+        window: int,
+        mm: torch.dtype,
+    ) -> Tensor:
+        q, k, v = (q * scale).to(mm), k.to(mm), v.to(mm)
+        ctx.save_for_backward(q, k, v)
+        ctx.documents, ctx.scale, ctx.window, ctx.out = documents, scale, window, torch.float32
+        ctx.out = torch.float64 if mm == torch.float64 else torch.float32
+        y = torch.empty(q.shape[0], q.shape[1], v.shape[2], dtype=ctx.out, device=q.device)
+        for index, keep in documents.groups:
+            qs, ks, vs = (
+                _heads(q, index, k.shape[1]),
+                _heads(k, index, k.shape[1]),
+                _heads(v, index, k.shape[1]),
+            )
+            out = qs.new_empty(*qs.shape[:-1], vs.shape[-1])
+            for rows, lo, hi, first in _tiles(qs, window):
+                p = _probabilities(qs[rows, :, lo:hi], ks[rows, :, first:hi], lo - first, window)
+                out[rows, :, lo:hi] = _times(p, vs[rows, :, first:hi])
+            _scatter(y, out, index, keep)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:  # type: ignore[override]
+        q, k, v = ctx.saved_tensors
+        dy = dy.to(q.dtype)
+        grads = [torch.empty(t.shape, dtype=ctx.out, device=t.device) for t in (q, k, v)]
+        for index, keep in ctx.documents.groups:
+            qs, ks, vs, dys = (_heads(t, index, k.shape[1]) for t in (q, k, v, dy))
+            if keep is not None:
+                dys = (
+                    dys
+                    * keep.view(index.shape[0], 1, index.shape[1]).repeat_interleave(k.shape[1], 0)[..., None]
+                )
+            dq, dk, dv = torch.empty_like(qs), torch.zeros_like(ks), torch.zeros_like(vs)
+            for rows, lo, hi, first in _tiles(qs, ctx.window):
+                qt, kt, vt, dyt = (
+                    qs[rows, :, lo:hi],
+                    ks[rows, :, first:hi],
+                    vs[rows, :, first:hi],
+                    dys[rows, :, lo:hi],
+                )
+                p = _probabilities(qt, kt, lo - first, ctx.window)
+                dp = _times(dyt, vt.transpose(-1, -2))
+                ds = torch.ops.aten._softmax_backward_data(dp, p, -1, p.dtype)
+                dq[rows, :, lo:hi] = _times(ds, kt)
+                dk[rows, :, first:hi] += _gather_heads(ds, qt)
+                dv[rows, :, first:hi] += _gather_heads(p, dyt)
+            for grad, part in zip(grads, (dq.mul_(ctx.scale), dk, dv), strict=True):
+                _scatter(grad, part, index, keep)
+        return *grads, None, None, None, None
+
+
+def _heads(x: Tensor, index: Tensor, kv_heads: int) -> Tensor:
+    """x (T, H, d) → (N·K, H/K, L, d): each key/value head with the query heads that read it."""
+    n, length = index.shape
+    picked = x[index.flatten()].view(n, length, kv_heads, x.shape[1] // kv_heads, x.shape[2])
+    return picked.permute(0, 2, 3, 1, 4).reshape(n * kv_heads, -1, length, x.shape[2])
+
+
+def _scatter(y: Tensor, part: Tensor, index: Tensor, keep: Tensor | None) -> None:
+    """Write (N·K, H/K, L, e) back to its places in y (T, H, e)."""
+    n, length = index.shape
+    rows = part.view(n, -1, part.shape[1], length, part.shape[3]).permute(0, 3, 1, 2, 4)
+    flat, places = rows.reshape(n * length, y.shape[1], y.shape[2]), index.flatten()
+    if keep is not None:
+        flat, places = flat[keep], places[keep]
+    y.index_copy_(0, places, flat.to(y.dtype))
+
+
+def _tiles(qs: Tensor, window: int) -> Any:
+    """Slices of (document, head) pairs and of queries: (pairs, first query, last query + 1, first key they see)."""
+    pairs, group, length, _ = qs.shape
+    tall = min(length, QUERY_TILE)
+    step = max(1, ATTENTION_TILE // (group * tall * length))
+    for start in range(0, pairs, step):
+        rows = slice(start, start + step)
+        for lo in range(0, length, tall):
+            yield rows, lo, min(lo + tall, length), max(0, lo - window + 1) if window else 0
+
+
+def _probabilities(q: Tensor, k: Tensor, offset: int, window: int) -> Tensor:
+    """softmax(q kᵀ) under the causal mask; query i sits at key place offset + i. (P, G, l, m)"""
+    scores = _times(q, k.transpose(-1, -2))
+    distance = (
+        offset
+        + torch.arange(q.shape[2], device=q.device)[:, None]
+        - torch.arange(k.shape[2], device=q.device)
+    )
+    hidden = distance < 0
+    if window:
+        hidden |= distance >= window
+    scores += torch.zeros(hidden.shape, dtype=q.dtype, device=q.device).masked_fill_(hidden, float("-inf"))
+    return torch.softmax(scores, -1)
+
+
+def _times(x: Tensor, y: Tensor) -> Tensor:
+    """(P, G, l, m) times (P, 1, m, n), the group folded into the rows: (P, G, l, n)."""
+    p, g, rows, inner = x.shape
+    return torch.bmm(x.reshape(p, g * rows, inner), y.squeeze(1)).view(p, g, rows, -1)
+
+
+def _gather_heads(x: Tensor, y: Tensor) -> Tensor:
+    """Σ over the group of xᵀ y: (P, G, l, m), (P, G, l, n) → (P, 1, m, n)."""
+    p, g, rows, _ = x.shape
+    return torch.bmm(x.reshape(p, g * rows, -1).transpose(1, 2), y.reshape(p, g * rows, -1)).unsqueeze(1)
+
+
+# ── loss ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def cross_entropy_sum(hidden: Tensor, head: FrozenMatrix, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum over the rows of −log softmax(hidden Wᵀ)[label], and how many rows put their label first.
+
+    hidden (M, D), labels (M,). The logits exist a tile at a time; the gradient to hidden is made on the same
+    pass.
+    """
+    loss, correct = _CrossEntropy.apply(hidden, head, labels)
+    return loss, correct
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Any, labels: Tensor) -> Any:  # type: ignore[override]
+        grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        loss = hidden.new_zeros(())
+        correct = hidden.new_zeros(())
+        for rows in _loss_tiles(hidden, head):
+            logits, label = head.forward(hidden[rows]), labels[rows, None]
+            top = logits.amax(-1, keepdim=True)
+            picked = logits.gather(1, label)
+            correct += (picked >= top).sum()
+            p = logits.sub_(top).exp_()
+            total = p.sum(-1, keepdim=True)
+            loss += (total.log() + top - picked).sum()
+            if grad is not None:
+                p.div_(total).scatter_add_(1, label, -torch.ones_like(total))
+                grad[rows] = head.backward(p)
+        ctx.grad = grad
+        ctx.mark_non_differentiable(correct)
+        return loss, correct
+
+    @staticmethod
+    def backward(ctx: Any, dloss: Tensor, _: Tensor) -> Any:  # type: ignore[override]
+        return ctx.grad.mul_(dloss), None, None
+
+
+def _loss_tiles(hidden: Tensor, head: FrozenMatrix) -> Any:
+    step = max(1, LOSS_TILE // head.shape[0])
+    return (slice(start, start + step) for start in range(0, hidden.shape[0], step))

@@ -1,0 +1,52 @@
+"""The settings of each activity: one frozen dataclass, where defaults and help are written once.
+
+CLI flags, run records and the tables in docs/ are made from these. None, or "auto", means: chosen from the
+machine, the model and the data when the run starts, printed, and stored with what came of it.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+
+def setting(default: Any, help: str) -> Any:
+    """A field with its help text."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """One training run."""
+
+    rank: int | None = setting(None, "Inner size of each LoRA pair")
+    alpha: float | None = setting(None, "Scale of the adapter is alpha / rank  [default: 2 × rank]")
+    dropout: float = setting(0.0, "Chance that an input of a LoRA pair is dropped")
+    targets: tuple[str, ...] = setting(
+        ("q", "k", "v", "o", "gate", "up", "down"), "Linear layers that get a LoRA pair"
+    )
+    lr: float | None = setting(None, "Peak learning rate")
+    schedule: str = setting("cosine", "Learning rate after the warm-up: cosine, linear or constant")
+    warmup: float = setting(0.05, "Share of the steps in which the learning rate rises")
+    weight_decay: float = setting(0.0, "AdamW's weight decay")
+    clip: float = setting(1.0, "Gradients longer than this are shortened to it; 0 for never")
+    epochs: float | None = setting(None, "How often each lesson is seen")
+    max_steps: int = setting(0, "Stop after so many steps; 0 for no limit")
+    batch_tokens: int | None = setting(None, "Tokens in one step of the optimiser")
+    micro_tokens: int | None = setting(None, "Tokens computed at once: the memory dial")
+    max_tokens: int | None = setting(None, "Longest lesson; longer ones are cut")
+    rehearsal: float = setting(0.0, "Share of the lessons taken from --rehearsal-data, against forgetting")
+    precision: str = setting("auto", "Frozen weights as int8, bf16, fp32 or packed; auto measures")
+    recompute: bool = setting(False, "Keep less for the backward pass, compute it again: less memory, slower")
+    device: str = setting("cpu", "cpu, cuda or mps")
+    threads: int = setting(0, "CPU threads; 0 for all cores")
+    seed: int = setting(0, "Same seed, same adapter")
+    checkpoint_s: float = setting(30.0, "Seconds between checkpoints")
+
+
+def as_dict(settings: TrainSettings) -> dict[str, Any]:
+    """For JSON: field → value."""
+    return {f.name: getattr(settings, f.name) for f in fields(settings)}
+
+
+def from_dict(values: dict[str, Any]) -> TrainSettings:
+    """Back from JSON."""
+    return TrainSettings(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

@@ -1,0 +1,285 @@
+"""The training loop: lessons in, adapter out, one event a step.
+
+AdamW (arXiv:1711.05101) on the flat vector of a Lora. A step sees `batch_tokens` tokens, computed
+`micro_tokens` at a time; its loss is the mean over the target tokens of the whole step, however they fell
+into pieces. Everything random is drawn from (seed, epoch) or (seed, step), never from what ran before, so a
+run killed anywhere and resumed from its last checkpoint ends in the same bytes. This file knows nothing of
+files but the checkpoint, and prints nothing.
+"""
+
+import ctypes
+import math
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from nightschool import ops
+from nightschool.errors import FileFormatError, NightschoolError
+from nightschool.events import Event, TrainStep, Validation
+from nightschool.lessons import Batch, Lesson, pack
+from nightschool.lora import Lora
+from nightschool.model import Config, Model, Pairs
+from nightschool.ops import Documents
+from nightschool.paths import atomic_write
+from nightschool.settings import TrainSettings
+
+BETAS, EPS = (0.9, 0.999), 1e-8
+SPEED_WINDOW = 20  # steps that the shown tokens/s is averaged over
+MIN_STEPS, MAX_EPOCHS = 60, 40
+
+
+def resolve(settings: TrainSettings, config: Config, lessons: Sequence[Lesson]) -> TrainSettings:
+    """Fill in what the person left open, from the model and the lessons.
+
+    The learning rate follows "LoRA Without Regret" (Schulman and Thinking Machines Lab, 2025): ten times that
+    of full fine-tuning, falling with the model's width; epochs are 3, or as many as give 60 steps, at most
+    40.
+    """
+    total = sum(len(lesson.tokens) for lesson in lessons)
+    longest = max(len(lesson.tokens) for lesson in lessons)
+    rank = settings.rank or 16
+    batch_tokens = settings.batch_tokens or (1024 if total < 200_000 else 4096)
+    micro_tokens = settings.micro_tokens or max(longest, 512 if config.width < 1024 else 1024)
+    steps_per_epoch = max(1, round(total / batch_tokens))
+    epochs = settings.epochs or min(MAX_EPOCHS, max(3, math.ceil(MIN_STEPS / steps_per_epoch)))
+    return replace(
+        settings,
+        rank=rank,
+        alpha=settings.alpha or 2.0 * rank,
+        lr=settings.lr or 5e-4 * (2000 / config.width) ** 0.775,
+        epochs=epochs,
+        batch_tokens=max(batch_tokens, longest),
+        micro_tokens=max(min(micro_tokens, max(batch_tokens, longest)), longest),
+        max_tokens=settings.max_tokens or longest,
+        threads=settings.threads or torch.get_num_threads(),
+    )
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a forward pass over some lessons found: sums, not means."""
+
+    loss: float
+    correct: float
+    targets: int
+
+
+class Steps:
+    """The order of a run: which pieces each optimiser step computes. Made anew, the same, from lessons and settings."""
+
+    def __init__(self, lessons: Sequence[Lesson], settings: TrainSettings) -> None:
+        assert settings.micro_tokens and settings.batch_tokens and settings.epochs
+        self.lessons, self.settings = lessons, settings
+        self.accumulate = max(1, round(settings.batch_tokens / settings.micro_tokens))
+        self.starts = [0]  # first step of each epoch
+        for epoch in range(math.ceil(settings.epochs)):
+            self.starts.append(self.starts[-1] + math.ceil(len(self._pieces(epoch)) / self.accumulate))
+        whole = self.starts[-1] - self.starts[-2]
+        part = settings.epochs - (len(self.starts) - 2)
+        self.total = self.starts[-2] + max(1, round(whole * part))
+        if settings.max_steps:
+            self.total = min(self.total, settings.max_steps)
+
+    def _pieces(self, epoch: int) -> list[Batch]:
+        settings = self.settings
+        assert settings.micro_tokens
+        return list(pack(self.lessons, batch_tokens=settings.micro_tokens, seed=settings.seed, epoch=epoch))
+
+    def __call__(self, first: int) -> Iterator[tuple[int, list[Batch]]]:
+        """(step, its pieces) from step `first` on, counted from 0."""
+        for epoch in range(len(self.starts) - 1):
+            start, stop = self.starts[epoch], min(self.starts[epoch + 1], self.total)
+            if stop <= first:
+                continue
+            pieces = self._pieces(epoch)
+            for step in range(max(first, start), stop):
+                at = (step - start) * self.accumulate
+                yield step, pieces[at : at + self.accumulate]
+
+
+def train(
+    model: Model,
+    lora: Lora,
+    lessons: Sequence[Lesson],
+    settings: TrainSettings,
+    *,
+    valid: Sequence[Lesson] = (),
+    checkpoint: Path | None = None,
+) -> Iterator[Event]:
+    """Train `lora` in place; the last event is the last step's.
+
+    Args:
+        settings: resolved ones.
+        valid: held-out lessons, measured after each epoch and at the end.
+        checkpoint: a file to save to now and then, and to go on from where it exists. Closing the generator
+        between
+            two events saves as well.
+    Raises:
+        FileFormatError: the checkpoint is damaged or of another run.
+        NightschoolError: the loss is no longer a number.
+    """
+    torch.set_num_threads(settings.threads or torch.get_num_threads())
+    keep_freed_memory()
+    optimiser = AdamW(lora, settings)
+    if checkpoint and checkpoint.exists():
+        optimiser.load(checkpoint)
+    steps = Steps(lessons, settings)
+    clock = Clock(steps.total, optimiser.step)
+    saved_at, saved_step = time.monotonic(), optimiser.step
+    try:
+        for step, pieces in steps(optimiser.step):
+            measure = _accumulate(model, lora, pieces, settings, step)
+            if not math.isfinite(measure.loss):
+                raise NightschoolError(
+                    f"The loss stopped being a number at step {step + 1}; start again with a smaller --lr "
+                    f"(it was {settings.lr:.2g})."
+                )
+            lr = learning_rate(step, steps.total, settings)
+            optimiser.update(lr)
+            tokens = sum(len(piece.tokens) for piece in pieces)
+            yield clock.event(step, tokens, measure, lr)
+            if valid and (step + 1 in steps.starts or step + 1 == steps.total):
+                held_out = evaluate(model, lora.pairs, valid, settings)
+                count = max(held_out.targets, 1)
+                yield Validation(step + 1, held_out.loss / count, held_out.correct / count)
+            if checkpoint and time.monotonic() - saved_at > settings.checkpoint_s:
+                optimiser.save(checkpoint)
+                saved_at, saved_step = time.monotonic(), optimiser.step
+    finally:
+        if checkpoint and optimiser.step > saved_step:
+            optimiser.save(checkpoint)
+
+
+def _accumulate(
+    model: Model, lora: Lora, pieces: Sequence[Batch], settings: TrainSettings, step: int
+) -> Measure:
+    """Forward and backward over the pieces of one step; gradients of the mean loss land in lora.grad."""
+    lora.grad.zero_()
+    torch.manual_seed((settings.seed << 32) + step)  # dropout
+    targets = sum(int(_predicted(piece).sum()) for piece in pieces)
+    loss = correct = 0.0
+    for piece in pieces:
+        part, right = _loss(model, lora.pairs, piece, dropout=settings.dropout, recompute=settings.recompute)
+        (part / max(targets, 1)).backward()  # type: ignore[no-untyped-call]
+        loss, correct = loss + float(part.detach()), correct + float(right)
+    return Measure(loss / max(targets, 1), correct / max(targets, 1), targets)
+
+
+def _predicted(piece: Batch) -> Tensor:
+    """Places in a stream whose next token is a target of the same document: (T - 1,) bool."""
+    targets, document = torch.from_numpy(piece.targets), torch.from_numpy(piece.document)
+    return targets[1:] & (document[1:] == document[:-1])
+
+
+def _loss(
+    model: Model, pairs: Pairs, piece: Batch, *, dropout: float = 0.0, recompute: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Summed loss over a piece's targets, and how many of them were predicted first."""
+    tokens = torch.from_numpy(piece.tokens).long().to(model.device)
+    positions = torch.from_numpy(piece.positions).long().to(model.device)
+    lengths = torch.bincount(torch.from_numpy(piece.document).long()).tolist()
+    documents = Documents.of(lengths, model.device)
+    hidden = model.hidden(tokens, positions, documents, pairs, dropout=dropout, recompute=recompute)
+    places = _predicted(piece).nonzero().flatten().to(model.device)
+    return ops.cross_entropy_sum(hidden[places], model.head, tokens[places + 1])
+
+
+def evaluate(model: Model, pairs: Pairs, lessons: Sequence[Lesson], settings: TrainSettings) -> Measure:
+    """Loss, right predictions and number of targets, summed over all lessons; nothing is trained."""
+    loss = correct = 0.0
+    targets = 0
+    with torch.no_grad():
+        for piece in pack(lessons, batch_tokens=settings.micro_tokens or 512, seed=0, epoch=0):
+            part, right = _loss(model, pairs, piece)
+            loss, correct = loss + float(part), correct + float(right)
+            targets += int(_predicted(piece).sum())
+    return Measure(loss, correct, targets)
+
+
+def learning_rate(step: int, total: int, settings: TrainSettings) -> float:
+    """Linear warm-up from zero, then the schedule down to zero (or constant); step counts from 0."""
+    assert settings.lr
+    warm = math.ceil(settings.warmup * total)
+    if step < warm:
+        return settings.lr * (step + 1) / warm
+    done = (step - warm) / max(1, total - warm)
+    shape = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}
+    return settings.lr * shape[settings.schedule]
+
+
+class AdamW:
+    """AdamW over a Lora's flat vector, with its two moments, and checkpoints of all three."""
+
+    def __init__(self, lora: Lora, settings: TrainSettings) -> None:
+        self.lora, self.settings = lora, settings
+        self.mean, self.square = torch.zeros_like(lora.flat), torch.zeros_like(lora.flat)
+        self.step = 0
+
+    def update(self, lr: float) -> None:
+        """One step against the gradient in lora.grad."""
+        grad, flat = self.lora.grad, self.lora.flat
+        if self.settings.clip:
+            grad.mul_((self.settings.clip / (grad.norm() + 1e-6)).clamp(max=1.0))
+        self.step += 1
+        self.mean.lerp_(grad, 1 - BETAS[0])
+        self.square.mul_(BETAS[1]).addcmul_(grad, grad, value=1 - BETAS[1])
+        denominator = (self.square / (1 - BETAS[1] ** self.step)).sqrt_().add_(EPS)
+        flat.mul_(1 - lr * self.settings.weight_decay)
+        flat.addcdiv_(self.mean, denominator, value=-lr / (1 - BETAS[0] ** self.step))
+
+    def save(self, path: Path) -> None:
+        """Write the checkpoint, whole or not at all."""
+        tensors = {"flat": self.lora.flat, "mean": self.mean, "square": self.square}
+        with atomic_write(path) as draft:
+            save_file({k: v.cpu() for k, v in tensors.items()}, draft, metadata={"step": str(self.step)})
+
+    def load(self, path: Path) -> None:
+        """Go on from a checkpoint."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                self.step = int((file.metadata() or {})["step"])
+                for name, tensor in (("flat", self.lora.flat), ("mean", self.mean), ("square", self.square)):
+                    tensor.copy_(file.get_tensor(name))
+        except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+            raise FileFormatError(
+                f"The checkpoint {path} cannot be used ({error}); begin the run again with --restart."
+            ) from error
+
+
+class Clock:
+    """Speed and time left, averaged over the last steps."""
+
+    def __init__(self, total: int, done: int) -> None:
+        self.total, self.done = total, done
+        self.window: deque[tuple[float, int]] = deque([(time.monotonic(), 0)], maxlen=SPEED_WINDOW + 1)
+
+    def event(self, step: int, tokens: int, measure: Measure, lr: float) -> TrainStep:
+        """The event of a step that has just ended."""
+        self.window.append((time.monotonic(), tokens))
+        seconds = max(self.window[-1][0] - self.window[0][0], 1e-9)
+        steps = len(self.window) - 1
+        speed = sum(count for _, count in list(self.window)[1:]) / seconds
+        eta_s = (self.total - step - 1) * seconds / steps
+        return TrainStep(step + 1, self.total, measure.loss, speed, eta_s, measure.correct, lr)
+
+
+def keep_freed_memory() -> None:
+    """Ask glibc to keep freed memory: the page faults of fresh large blocks cost more than the arithmetic on them."""
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library
+        return
+    m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4  # <malloc.h>
+    mallopt(m_mmap_max, 0)
+    mallopt(m_trim_threshold, 2**31 - 1)
+    mallopt(m_top_pad, 64 << 20)
