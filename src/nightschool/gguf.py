@@ -38,6 +38,7 @@ VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
 MAX_ALIGNMENT = 1 << 20
 MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
+MAX_KEY_LENGTH = 1024  # none in use comes near it; keeps what is said about a damaged file short
 MAX_NAME_BYTES = 63  # GGML_MAX_NAME less its closing zero
 MAX_ARRAY_ITEMS = 1 << 22  # all arrays together: three times what the largest vocabularies of today need
 CHUNK_BYTES = 1 << 24
@@ -369,6 +370,8 @@ class _Header:
 
     def name(self, what: str) -> str:
         text = self.string(what)
+        if len(text) > MAX_KEY_LENGTH:
+            self.fail(f"{what} is {len(text):,} characters long")
         if not text.isprintable():  # surrogates, thus bytes that are no UTF-8, are not printable either
             self.fail(f"{what} is {text!r}, which is not readable text")
         return text

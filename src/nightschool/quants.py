@@ -338,11 +338,11 @@ def _search_scale(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     weight = groups.square().mean(-1, keepdim=True).sqrt() + groups.abs()
     low = groups.amin(-1, keepdim=True).clamp(max=0)
     span = groups.amax(-1, keepdim=True) - low
-    best = (span.squeeze(-1) / 15, -low.squeeze(-1))
+    start = best = (span.squeeze(-1) / 15, -low.squeeze(-1))
     least = torch.full_like(best[0], torch.inf)
     for levels in SEARCHED_LEVELS:
         codes = ((groups - low) * (levels * _inverse(span))).round_().clamp_(0, 15)
-        scale, minimum = _fit_line(groups, codes, weight)
+        scale, minimum = _fit_line(groups, codes, weight, flat=start)
         error = (codes * scale.unsqueeze(-1) - minimum.unsqueeze(-1) - groups).square_().mul_(weight).sum(-1)
         better = error < least
         least = torch.where(better, error, least)
@@ -354,22 +354,26 @@ SEARCHED_LEVELS = (15.0, 14.0, 14.4, 14.7, 15.3, 15.6, 16.0, 16.5)
 
 
 def _fit_line(
-    groups: torch.Tensor, codes: torch.Tensor, weight: torch.Tensor
+    groups: torch.Tensor,
+    codes: torch.Tensor,
+    weight: torch.Tensor,
+    *,
+    flat: tuple[torch.Tensor, torch.Tensor],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weighted least squares of groups ≈ scale · codes − minimum, with minimum ≥ 0 and scale ≥ 0."""
+    """Weighted least squares of groups ≈ scale · codes − minimum, both ≥ 0; `flat` where codes are equal."""
     w = weight.sum(-1)
     weighted = weight * codes
     wc, wcc = weighted.sum(-1), (weighted * codes).sum(-1)
     wx, wcx = (weight * groups).sum(-1), (weighted * groups).sum(-1)
     determinant = w * wcc - wc * wc
-    usable = determinant > 0
+    usable = codes.amax(-1) > codes.amin(-1)
     safe = torch.where(usable, determinant, 1)
-    scale = torch.where(usable, (w * wcx - wc * wx) / safe, 0)
-    minimum = torch.where(usable, (wc * wcx - wcc * wx) / safe, 0)
+    scale = (w * wcx - wc * wx) / safe
+    minimum = (wc * wcx - wcc * wx) / safe
     # A minimum below zero cannot be stored: fit a line through the origin instead.
-    through_zero = wcx / torch.where(wcc > 0, wcc, 1)
+    through_zero = wcx / torch.where(usable, wcc, 1)
     scale = torch.where(minimum < 0, through_zero, scale).clamp(min=0)
-    return scale, minimum.clamp(min=0)
+    return torch.where(usable, scale, flat[0]), torch.where(usable, minimum.clamp(min=0), flat[1])
 
 
 def _six_bits(values: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
