@@ -4,9 +4,9 @@
     write_tiny(path, "qwen2", tied=True, seed=3, layers=1)   any field of Shape may be overridden
     write_tiny_adapter(path, base, seed=1)                   a random LoRA for it
 
-The weights are random but scaled so that the predictions differ from position to position; the vocabulary is
-small but whole (specials, all 256 bytes, a few pieces), so any text can be tokenised; the template is simple.
-test_engine.py lets llama.cpp load and run every combination.
+The weights are random but scaled so that the predictions differ from position to position; the vocabulary
+is small but whole (specials, all 256 bytes, a few pieces), so any text can be tokenised; the template is
+simple. test_engine.py lets llama.cpp load and run every combination.
 """
 
 from collections.abc import Iterator
