@@ -25,13 +25,13 @@ START_LIMIT_S = 900  # a large model on a slow disk takes minutes
 LOG_TAIL_BYTES = 16_384
 # Reading has no limit: an answer may take long, and an engine that dies closes the connection.
 TIMEOUT = httpx.Timeout(None, connect=10, write=60)
-# One connection fewer than llama.cpp has threads to hold them; idle ones go before llama.cpp drops them (5 s).
+# One connection fewer than llama.cpp has threads to hold them; idle ones end before llama.cpp ends them.
 LIMITS = httpx.Limits(max_connections=31, max_keepalive_connections=31, keepalive_expiry=2.0)
 
 
 @dataclass(frozen=True)
 class Launch:
-    """All that a child needs to know; without a `binary` it runs the llama.cpp that comes with this program."""
+    """All that a child needs to know; without a `binary` it runs the llama.cpp that came with us."""
 
     model: str
     adapters: tuple[str, ...]
@@ -69,7 +69,7 @@ class EngineProcess:
         return self._child is None or self._child.process.poll() is None
 
     def has_died(self, within_s: float) -> bool:
-        """True when the process ends within so many seconds: the connection breaks a little before it does."""
+        """True when the process ends within so many seconds: its connections break a little earlier."""
         if self._child is None:
             return False
         try:
@@ -108,8 +108,8 @@ def connect(url: str, *, vocabulary: int) -> EngineProcess:
     if served != vocabulary:
         engine.stop()
         raise EngineError(
-            f"The llama-server at {address!r} runs another model: its vocabulary has {served:,} tokens and that of "
-            f"the file {vocabulary:,}. Start it with the same file, or unset NIGHTSCHOOL_ENGINE."
+            f"The llama-server at {address!r} runs another model: its vocabulary has {served:,} tokens and "
+            f"that of the file {vocabulary:,}. Start it with the same file, or unset NIGHTSCHOOL_ENGINE."
         )
     return engine
 

@@ -76,7 +76,7 @@ class Engine:
     """A base and its adapters, ready to answer; safe to use from several threads.
 
     `stack` in its methods maps names of loaded adapters to scales; those not named do not take part.
-    Raises NotFound, FileFormatError or UnsupportedModel for a bad file and EngineError for what llama.cpp cannot do.
+    Raises NotFound, FileFormatError or UnsupportedModel for a bad file, EngineError for all else.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Engine:
     # Text ---------------------------------------------------------------------------------------
 
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
-        """Token ids; `add_special` puts the model's own marks around (BOS), `parse_special` reads marks in it."""
+        """Token ids. `add_special` adds the model's own marks (BOS), `parse_special` reads marks in the text."""
         body = {"content": text, "add_special": add_special, "parse_special": parse_special}
         tokens: list[int] = self.request("/tokenize", body)["tokens"]
         return tokens
@@ -160,7 +160,7 @@ class Engine:
     def apply_template(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
     ) -> str:
-        """The conversation as the model reads it. It lacks a BOS that `tokenize(add_special=True)` would add."""
+        """The conversation as the model reads it, less a BOS that `tokenize(add_special=True)` adds."""
         body = {
             "messages": list(messages),
             "add_generation_prompt": add_generation_prompt,
@@ -206,7 +206,7 @@ class Engine:
         stack: Mapping[str, float] | None = None,
         **sampling: Unpack[Sampling],
     ) -> dict[str, Any]:
-        """Go on with a text or with token ids: llama-server's `/completion` body (content, tokens, probabilities)."""
+        """Go on with a text or with token ids; llama-server's body (content, tokens, probabilities)."""
         body = _sampling_body(sampling, max_tokens="n_predict")
         body |= {"prompt": prompt if isinstance(prompt, str) else list(prompt), "return_tokens": True}
         return self.request("/completion", body, stack=stack or {})
@@ -225,7 +225,7 @@ class Engine:
     def request(
         self, path: str, body: Mapping[str, Any], *, stack: Mapping[str, float] | None = None
     ) -> dict[str, Any]:
-        """Post to llama.cpp and return its answer; asked once more when the engine died before it was complete."""
+        """Post to llama.cpp and return its answer; asked once more when the engine dies before it is whole."""
 
         def post(process: EngineProcess) -> dict[str, Any]:
             response = process.client.post(path, json=_with_stack(body, stack, process))
@@ -296,8 +296,8 @@ class Engine:
         if engine.startswith(("http://", "https://")):
             if adapters:
                 raise EngineError(
-                    f"The engine at {engine!r} was started by somebody else, so adapters cannot be loaded into it. "
-                    "Unset NIGHTSCHOOL_ENGINE, or let it name a llama-server program."
+                    f"The engine at {engine!r} was started by somebody else, so no adapter can be loaded into "
+                    "it. Unset NIGHTSCHOOL_ENGINE, or let it name a llama-server program."
                 )
             return connect(engine, vocabulary=len(self._model.metadata.get("tokenizer.ggml.tokens", ())))
         settings = self.settings
@@ -456,8 +456,8 @@ def _answer(response: httpx.Response) -> dict[str, Any]:
 def _refusal(error: dict[str, Any], *, status: int) -> EngineError:
     if error.get("type") == "exceed_context_size_error":
         return EngineError(
-            f"This needs {error['n_prompt_tokens']:,} tokens and the engine's context holds {error['n_ctx']:,}: "
-            "shorten it, or choose a larger context."
+            f"This needs {error['n_prompt_tokens']:,} tokens and the engine's context holds "
+            f"{error['n_ctx']:,}: shorten it, or choose a larger context."
         )
     return EngineError(f"The engine refused the request: {error.get('message', f'HTTP status {status}')}.")
 
@@ -468,7 +468,7 @@ def _broken(process: EngineProcess) -> EngineError:
 
 
 def _events(pieces: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    """Parse `data: {…}` lines until `[DONE]`; only \\n ends a line (U+2028 and others may stand in an answer)."""
+    """Parse `data: {…}` lines until `[DONE]`; only \\n ends a line, since U+2028 may stand in an answer."""
     rest = b""
     for piece in pieces:
         *lines, rest = (rest + piece).split(b"\n")
