@@ -26,22 +26,20 @@ from typing import Any, TextIO
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 HTTP_THREADS = 32  # each kept-alive connection holds one
 
-external: "subprocess.Popen[bytes] | None" = None
+Settings = dict[str, Any]
 
 
 def main() -> None:
     settings = json.loads(sys.stdin.readline())
     answer = _private_stdout()
-    if hasattr(signal, "SIGINT"):
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the program that asked
-    threading.Thread(target=_leave_at_end_of_stdin, daemon=True).start()
-    run = _run_binary if settings["binary"] else _run_xllamacpp
-    address, running = run(settings)
-    print(json.dumps({"address": address}), file=answer, flush=True)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the program that asked
+    engine = Binary(settings) if settings["binary"] else Library(settings)
+    threading.Thread(target=_leave_at_end_of_stdin, args=(engine,), daemon=True).start()
+    print(json.dumps({"address": engine.load()}), file=answer, flush=True)
     parent = os.getppid()
-    while running() and os.getppid() == parent:  # a fork of the parent may hold stdin open
+    while engine.is_running() and os.getppid() == parent:  # a fork of the parent may hold stdin open
         time.sleep(1)
-    _leave(1)
+    _leave(engine, 1)
 
 
 def _private_stdout() -> TextIO:
@@ -51,95 +49,116 @@ def _private_stdout() -> TextIO:
     return answer
 
 
-def _leave_at_end_of_stdin() -> None:
+def _leave_at_end_of_stdin(engine: "Library | Binary") -> None:
     while sys.stdin.buffer.read(4096):
         pass
-    _leave(0)
+    _leave(engine, 0)
 
 
-def _leave(code: int) -> None:
+def _leave(engine: "Library | Binary", code: int) -> None:
     """At once: C++ destructors may wait for a request that never ends."""
-    if external is not None:
-        external.kill()
+    engine.kill()
     os._exit(code)
 
 
-def _run_xllamacpp(settings: dict[str, Any]) -> tuple[str, Any]:
-    import xllamacpp
+class Library:
+    """llama.cpp's server inside this process, through xllamacpp."""
 
-    params = xllamacpp.CommonParams()
-    params.model.path = settings["model"]
-    params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path, 0.0) for path in settings["adapters"]]
-    params.n_ctx = settings["ctx"] * settings["slots"]
-    params.n_parallel = settings["slots"]
-    params.n_gpu_layers = settings["gpu_layers"]
-    params.cpuparams.n_threads = settings["threads"]
-    params.cpuparams_batch.n_threads = settings["threads"]
-    params.api_keys = [settings["key"]]
-    params.cors_origins = "localhost"
-    params.hostnames = ["127.0.0.1"]
-    params.port = 0
-    params.n_threads_http = HTTP_THREADS
-    params.cache_ram_mib = 0  # this cache mixes up prompts read under different adapters
-    params.cache_idle_slots = False
-    params.prefill_assistant = False  # else a template ends inside the last answer instead of after it
-    params.fit_params = False  # the context is as asked for, or an error
-    params.warmup = False
-    params.ui = False
-    params.verbosity = 1  # errors; a warning for each request would fill the disk in the end
-    if settings["pooling"]:
-        params.embedding = True
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.server: Any = None
+
+    def load(self) -> str:
+        """Load the model and return the server's address."""
+        import xllamacpp  # only here: an external binary does without
+
+        settings, params = self.settings, xllamacpp.CommonParams()
+        params.model.path = settings["model"]
+        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path, 0.0) for path in settings["adapters"]]
+        params.n_ctx = settings["ctx"] * settings["slots"]
+        params.n_parallel = settings["slots"]
+        params.n_gpu_layers = settings["gpu_layers"]
+        params.cpuparams.n_threads = settings["threads"]
+        params.cpuparams_batch.n_threads = settings["threads"]
+        params.api_keys = [settings["key"]]
+        params.cors_origins = "localhost"
+        params.hostnames = ["127.0.0.1"]
+        params.port = 0
+        params.n_threads_http = HTTP_THREADS
+        params.cache_ram_mib = 0  # this cache mixes up prompts read under different adapters
+        params.cache_idle_slots = False
+        params.prefill_assistant = False  # else a template ends inside the last answer instead of after it
+        params.fit_params = False  # the context is as asked for, or an error
+        params.warmup = False
+        params.ui = False
+        params.verbosity = 1  # errors; a warning for each request would fill the disk in the end
+        if settings["pooling"]:
+            params.embedding = True
+            params.n_batch = params.n_ubatch = settings["ctx"]  # a text is embedded in one piece
         if settings["pooling"] == "mean":
             params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
-        params.n_batch = params.n_ubatch = settings["ctx"]  # a text is embedded in one piece
-    server = xllamacpp.Server(params)
+        self.server = xllamacpp.Server(params)
+        return str(self.server.listening_address)
 
-    def running(server: Any = server) -> bool:  # holds the server
-        return True
+    def is_running(self) -> bool:
+        return True  # it lives and dies with this process
 
-    return server.listening_address, running
+    def kill(self) -> None:
+        pass
 
 
-def _run_binary(settings: dict[str, Any]) -> tuple[str, Any]:
+class Binary:
     """An external llama-server with the same settings; the key goes through its environment."""
-    global external
-    port = _free_port()
-    arguments = [settings["binary"], "--model", settings["model"], "--host", "127.0.0.1", "--port", str(port)]
-    for path in settings["adapters"]:
-        arguments += ["--lora", path]
-    if settings["adapters"]:
-        arguments += ["--lora-init-without-apply"]
-    arguments += [
-        "--ctx-size",
-        str(settings["ctx"] * settings["slots"]),
-        "--parallel",
-        str(settings["slots"]),
+
+    def __init__(self, settings: Settings) -> None:
+        self.port = _free_port()
+        self.process = subprocess.Popen(
+            [settings["binary"], *_arguments(settings, self.port)],
+            stdin=subprocess.DEVNULL,
+            env=os.environ | {"LLAMA_API_KEY": settings["key"]},
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+        )
+
+    def load(self) -> str:
+        """Wait until it has loaded the model and return its address; leave when it ends instead."""
+        address = f"http://127.0.0.1:{self.port}"
+        while not _is_healthy(address):
+            if not self.is_running():
+                _leave(self, 1)
+            time.sleep(0.05)
+        return address
+
+    def is_running(self) -> bool:
+        return self.process.poll() is None
+
+    def kill(self) -> None:
+        self.process.kill()
+
+
+def _arguments(settings: Settings, port: int) -> list[str]:
+    options: list[tuple[str, ...]] = [
+        ("--model", settings["model"]),
+        ("--host", "127.0.0.1"),
+        ("--port", str(port)),
+        ("--ctx-size", str(settings["ctx"] * settings["slots"])),
+        ("--parallel", str(settings["slots"])),
+        ("--threads", str(settings["threads"])),
+        ("--n-gpu-layers", str(settings["gpu_layers"])),
+        ("--threads-http", str(HTTP_THREADS)),
+        ("--cache-ram", "0"),
+        ("--no-prefill-assistant",),
+        ("--no-warmup",),
+        ("--jinja",),
     ]
-    arguments += ["--n-gpu-layers", str(settings["gpu_layers"]), "--threads", str(settings["threads"])]
-    arguments += ["--threads-http", str(HTTP_THREADS), "--cache-ram", "0", "--no-prefill-assistant"]
-    arguments += ["--no-warmup", "--jinja"]
+    options += [("--lora", path) for path in settings["adapters"]]
+    if settings["adapters"]:
+        options += [("--lora-init-without-apply",)]
     if settings["pooling"]:
-        arguments += [
-            "--embedding",
-            "--batch-size",
-            str(settings["ctx"]),
-            "--ubatch-size",
-            str(settings["ctx"]),
-        ]
+        size = str(settings["ctx"])
+        options += [("--embedding",), ("--batch-size", size), ("--ubatch-size", size)]
     if settings["pooling"] == "mean":
-        arguments += ["--pooling", "mean"]
-    external = subprocess.Popen(
-        arguments,
-        stdin=subprocess.DEVNULL,
-        env=os.environ | {"LLAMA_API_KEY": settings["key"]},
-        preexec_fn=_die_with_parent if sys.platform == "linux" else None,
-    )
-    address, process = f"http://127.0.0.1:{port}", external
-    while not _is_healthy(address):
-        if process.poll() is not None:
-            _leave(1)
-        time.sleep(0.05)
-    return address, lambda: process.poll() is None
+        options += [("--pooling", "mean")]
+    return [part for option in options for part in option]
 
 
 def _free_port() -> int:
@@ -154,10 +173,9 @@ def _die_with_parent() -> None:
 
 
 def _is_healthy(address: str) -> bool:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
-            address + "/health", timeout=5
-        ):
+        with direct.open(address + "/health", timeout=5):
             return True
     except (urllib.error.URLError, OSError):
         return False

@@ -117,7 +117,7 @@ class Engine:
     # Text ---------------------------------------------------------------------------------------
 
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
-        """Token ids. `add_special` adds the model's own marks (BOS), `parse_special` reads marks in the text."""
+        """Token ids. `add_special` adds the model's marks (BOS), `parse_special` reads marks in the text."""
         body = {"content": text, "add_special": add_special, "parse_special": parse_special}
         tokens: list[int] = self.request("/tokenize", body)["tokens"]
         return tokens
@@ -225,7 +225,7 @@ class Engine:
     def request(
         self, path: str, body: Mapping[str, Any], *, stack: Mapping[str, float] | None = None
     ) -> dict[str, Any]:
-        """Post to llama.cpp and return its answer; asked once more when the engine dies before it is whole."""
+        """Post to llama.cpp and return its answer; asked once more when the engine dies meanwhile."""
 
         def post(process: EngineProcess) -> dict[str, Any]:
             response = process.client.post(path, json=_with_stack(body, stack, process))
@@ -296,8 +296,8 @@ class Engine:
         if engine.startswith(("http://", "https://")):
             if adapters:
                 raise EngineError(
-                    f"The engine at {engine!r} was started by somebody else, so no adapter can be loaded into "
-                    "it. Unset NIGHTSCHOOL_ENGINE, or let it name a llama-server program."
+                    f"The engine at {engine!r} was started by somebody else, so no adapter can be loaded. "
+                    "Unset NIGHTSCHOOL_ENGINE, or let it name a llama-server program."
                 )
             return connect(engine, vocabulary=len(self._model.metadata.get("tokenizer.ggml.tokens", ())))
         settings = self.settings
