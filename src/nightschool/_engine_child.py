@@ -50,7 +50,7 @@ def _private_stdout() -> TextIO:
 
 
 def _leave_at_end_of_stdin(engine: "Library | Binary") -> None:
-    while sys.stdin.buffer.read(4096):
+    while os.read(0, 4096):
         pass
     _leave(engine, 0)
 

@@ -79,7 +79,7 @@ class EngineProcess:
         return True
 
     def last_words(self) -> str:
-        """Why it ended, as far as its log tells."""
+        """Why it ended, as far as that can be known."""
         return self._child.stop() if self._child else "the connection broke"
 
     def stop(self) -> None:
@@ -138,6 +138,7 @@ class _Child:
         self._log = tempfile.TemporaryFile()
         self._lock = threading.Lock()
         self._reason = ""
+        self._has_begun = False
         self.process = subprocess.Popen(
             [sys.executable, "-P", str(CHILD)],
             stdin=subprocess.PIPE,
@@ -161,6 +162,7 @@ class _Child:
             line = b""
         finally:
             watchdog.cancel()
+        self._has_begun = bool(line)
         return str(json.loads(line)["address"]) if line else ""
 
     def stop(self) -> str:
@@ -179,19 +181,20 @@ class _Child:
                 self.process.kill()
                 self.process.wait()
             self.process.stdout.close()
-            self._reason = _reason(self._log, self.process.returncode)
+            self._reason = _reason(self._log, self.process.returncode, has_begun=self._has_begun)
             self._log.close()
             return self._reason
 
 
-def _reason(log: IO[bytes], code: int) -> str:
-    """The first error near the end of the log, else its last line, else the exit code."""
+def _reason(log: IO[bytes], code: int, *, has_begun: bool) -> str:
+    """The first error in the log of one that did not start; of others (their log is old) how they ended."""
     size = log.seek(0, os.SEEK_END)
     log.seek(max(0, size - LOG_TAIL_BYTES))
     lines = [line for line in log.read().decode("utf-8", "replace").splitlines() if line.strip()]
-    errors = [line for line in lines if re.search(r" E |error|ASSERT|Error", line)]
-    if not lines:
+    crashes = [line for line in lines if "GGML_ASSERT" in line or "what():" in line]
+    errors = [line for line in lines if re.search(r" E |error|Error", line)]
+    news = crashes[-1:] if has_begun else crashes[-1:] or errors[:1] or lines[-1:]
+    if not news:
         return f"it was ended by signal {-code}" if code < 0 else f"it ended with code {code}"
-    line = errors[0] if errors else lines[-1]
-    line = re.sub(r"^[\d.]+ [EWI] +", "", line)  # 0.00.006.007 E llama_model_load: error …
-    return line.replace("error loading model: ", "").strip().rstrip(".")
+    line = re.sub(r"^[\d.]+ [EWI] +", "", news[0])  # 0.00.006.007 E llama_model_load: error loading model: …
+    return line.removeprefix("llama_model_load: ").replace("error loading model: ", "").strip().rstrip(".")

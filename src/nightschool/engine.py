@@ -17,6 +17,7 @@ NIGHTSCHOOL_ENGINE may name another llama-server binary, or the URL of one that 
 
 import json
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -296,10 +297,12 @@ class Engine:
         if engine.startswith(("http://", "https://")):
             if adapters:
                 raise EngineError(
-                    f"The engine at {engine!r} was started by somebody else, so no adapter can be loaded. "
-                    "Unset NIGHTSCHOOL_ENGINE, or let it name a llama-server program."
+                    "NIGHTSCHOOL_ENGINE is the address of a server that runs already, so no adapter can be "
+                    "loaded into it. Unset it, or let it name a llama-server program."
                 )
             return connect(engine, vocabulary=len(self._model.metadata.get("tokenizer.ggml.tokens", ())))
+        if engine and not shutil.which(engine):
+            raise EngineError(f"NIGHTSCHOOL_ENGINE names {engine!r}, which is not a program on this machine.")
         settings = self.settings
         launch = Launch(
             model=str(self.base.resolve()),
@@ -309,7 +312,7 @@ class Engine:
             threads=settings.threads,
             gpu_layers=settings.gpu_layers,
             pooling=self._pooling(),
-            binary=engine,
+            binary=shutil.which(engine) or "" if engine else "",
         )
         return start(launch, names=tuple(adapters))
 
@@ -463,7 +466,7 @@ def _refusal(error: dict[str, Any], *, status: int) -> EngineError:
 
 
 def _broken(process: EngineProcess) -> EngineError:
-    reason = process.last_words() if not process.is_alive() else "the connection broke"
+    reason = process.last_words() if process.has_died(within_s=1) else "the connection broke"
     return EngineError(f"The engine stopped before the answer was complete ({reason}). Ask again.")
 
 
