@@ -5,7 +5,8 @@ sees. Targets are the assistant's turns up to and including the token that ends 
 never learns to stop), never the user's. Where a turn begins is found by comparing the tokens of the history,
 rendered as the engine renders it before an answer, with those of the whole: their common prefix is what the
 model is given. That holds for templates that trim, for tokenisers that merge over the border, and for SPM's
-leading spaces.
+leading spaces. Where a template does not write an end-of-turn token that the base knows, the text ends with
+the answer and the base's own end of text.
 
 Some templates write earlier turns differently from the last one (Qwen3 leaves out old thoughts). Then no
 single text holds what the model saw at every turn, and each turn becomes a lesson of its own.
@@ -15,17 +16,17 @@ Knows nothing of torch: a lesson is two numpy arrays.
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from nightschool.datasets import Conversation, Message
+from nightschool.engine import Engine
 from nightschool.errors import DataError, EngineError
 from nightschool.events import Event, Notice, Progress
 from nightschool.gguf import open_gguf
 from nightschool.recipes import Recipe, alpaca_prompt
+from nightschool.templates import Renderer
 
 CONVERSATIONS_AT_ONCE = 256  # between two events, and in one request to the tokeniser
 OPEN_BATCHES = 64  # batches that a lesson may still be fitted into
@@ -35,18 +36,6 @@ END_TEXTS = frozenset(
     "<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <end_of_turn> <|endoftext|> <|end_of_text|> "
     "<|eom_id|> <EOT> _<EOT> [EOT] <｜end▁of▁sentence｜> <end_of_utterance>".split()
 )
-
-
-class Tokeniser(Protocol):
-    """What lessons ask of the engine."""
-
-    @property
-    def base(self) -> Path: ...
-    def tokenize(self, text: str, *, add_special: bool = ..., parse_special: bool = ...) -> list[int]: ...
-    def tokenize_many(self, texts: Sequence[str]) -> list[list[int]]: ...
-    def apply_template(
-        self, messages: Sequence[dict[str, str]], *, add_generation_prompt: bool = ...
-    ) -> str: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +80,7 @@ class Batch:
 
 def make_lessons(
     conversations: Sequence[Conversation],
-    engine: Tokeniser,
+    engine: Engine,
     *,
     max_tokens: int,
     recipe: Recipe | None = None,
@@ -102,12 +91,15 @@ def make_lessons(
     Raises DataError for a conversation that the base's template refuses.
     """
     vocabulary = read_vocabulary(engine)
+    renderer = Renderer(engine)
+    if recipe is None or not recipe.alpaca_prompt:
+        renderer.check([each.messages for each in conversations if not each.is_document])
     lessons: list[Lesson] = []
     truncated = dropped = 0
     for start in range(0, len(conversations), CONVERSATIONS_AT_ONCE):
         some = conversations[start : start + CONVERSATIONS_AT_ONCE]
         drafts = [
-            drafts_of(conversation, start + index, engine, vocabulary=vocabulary, recipe=recipe)
+            drafts_of(conversation, start + index, renderer, vocabulary=vocabulary, recipe=recipe)
             for index, conversation in enumerate(some, 1)
         ]
         tokens = tokenize_all(engine, (text for group in drafts for draft in group for text in draft.texts))
@@ -136,7 +128,7 @@ class Vocabulary:
     eos: tuple[int, ...]
 
 
-def read_vocabulary(engine: Tokeniser) -> Vocabulary:
+def read_vocabulary(engine: Engine) -> Vocabulary:
     """Ask the engine for the head, and the base's metadata for the ends."""
     bare, full = engine.tokenize("a", add_special=False), engine.tokenize("a", add_special=True)
     head = tuple(full[: full.index(bare[0])]) if bare and bare[0] in full else ()
@@ -156,10 +148,14 @@ def read_vocabulary(engine: Tokeniser) -> Vocabulary:
 
 @dataclass(frozen=True)
 class Turn:
-    """One answer to learn: the text the model is given, and the text up to the answer's end."""
+    """One answer to learn: the text the model is given, and the text up to the end of the turn.
+
+    `closed` says whether that text ends with an end-of-turn token of the base.
+    """
 
     given: str
     whole: str
+    closed: bool
 
 
 @dataclass(frozen=True)
@@ -168,7 +164,6 @@ class Draft:
 
     text: str
     turns: tuple[Turn, ...] = ()
-    closed: bool = True  # the text writes the end-of-turn token itself
 
     @property
     def texts(self) -> Iterator[str]:
@@ -181,7 +176,7 @@ class Draft:
 def drafts_of(
     conversation: Conversation,
     number: int,
-    engine: Tokeniser,
+    renderer: Renderer,
     *,
     vocabulary: Vocabulary,
     recipe: Recipe | None,
@@ -194,10 +189,10 @@ def drafts_of(
     if recipe is not None and recipe.alpaca_prompt:
         return [alpaca_draft(conversation, number)]
     try:
-        turns = render_turns(conversation.messages, engine)
+        return chat_drafts(render_turns(conversation.messages, renderer, vocabulary))
     except EngineError as error:
-        raise DataError(f"Example {number:,} does not fit the base's chat template: {error}") from error
-    return chat_drafts(turns, vocabulary)
+        reason = str(error).split("Jinja Exception:")[-1].strip()
+        raise DataError(f"Example {number:,} does not fit the base's chat template: {reason}") from error
 
 
 def learned(message: Message) -> bool:
@@ -214,37 +209,40 @@ def alpaca_draft(conversation: Conversation, number: int) -> Draft:
         )
     given = alpaca_prompt(*(conversation.instruction or (messages[-2].content, "")))
     whole = given + messages[-1].content.rstrip()
-    return Draft(whole, (Turn(given, whole),), closed=False)
+    return Draft(whole, (Turn(given, whole, closed=False),))
 
 
-def render_turns(messages: Sequence[Message], engine: Tokeniser) -> list[Turn]:
+def render_turns(messages: Sequence[Message], renderer: Renderer, vocabulary: Vocabulary) -> list[Turn]:
     """Each learned turn as the engine would be asked for it, and with its answer."""
-    plain = [{"role": message.role, "content": message.content} for message in messages]
-    return [
-        Turn(
-            given=engine.apply_template(plain[:index], add_generation_prompt=True),
-            whole=engine.apply_template(plain[: index + 1], add_generation_prompt=False).rstrip(),
-        )
-        for index, message in enumerate(messages)
-        if learned(message)
-    ]
+    turns = []
+    for index, message in enumerate(messages):
+        if learned(message):
+            given = renderer.render(messages[:index], add_generation_prompt=True)
+            whole = renderer.render(messages[: index + 1], add_generation_prompt=False).rstrip()
+            closed = whole.endswith(vocabulary.end_texts)
+            turns.append(Turn(given, whole if closed else up_to(message.content, whole), closed))
+    return turns
 
 
-def chat_drafts(turns: list[Turn], vocabulary: Vocabulary) -> list[Draft]:
+def up_to(answer: str, text: str) -> str:
+    """The text as far as the last place where the answer stands in it."""
+    answer = answer.strip()
+    found = text.rfind(answer)
+    return text if found < 0 else text[: found + len(answer)]
+
+
+def chat_drafts(turns: list[Turn]) -> list[Draft]:
     """All turns in one text if it contains each as it was; otherwise a text for each."""
     text = turns[-1].whole
-    closed = [turn.whole.endswith(vocabulary.end_texts) for turn in turns]
-    together = all(closed[:-1]) and all(
-        text.startswith(turn.whole) and text.startswith(turn.given) for turn in turns[:-1]
+    together = all(
+        turn.closed and text.startswith(turn.whole) and text.startswith(turn.given) for turn in turns[:-1]
     )
     if together:
-        return [Draft(text, tuple(turns), closed=closed[-1])]
-    return [
-        Draft(turn.whole, (turn,), closed=is_closed) for turn, is_closed in zip(turns, closed, strict=True)
-    ]
+        return [Draft(text, tuple(turns))]
+    return [Draft(turn.whole, (turn,)) for turn in turns]
 
 
-def tokenize_all(engine: Tokeniser, texts: Iterable[str]) -> dict[str, list[int]]:
+def tokenize_all(engine: Engine, texts: Iterable[str]) -> dict[str, list[int]]:
     """Tokens of each different text, without BOS."""
     different = list(dict.fromkeys(texts))
     return dict(zip(different, engine.tokenize_many(different), strict=True))
@@ -258,7 +256,7 @@ def lesson_of(
     head = [] if body[: len(vocabulary.head)] == list(vocabulary.head) else list(vocabulary.head)
     if not draft.turns:
         return document_lessons(body, head, max_tokens=max_tokens), False
-    tokens = head + body + ([] if draft.closed else list(vocabulary.eos))
+    tokens = head + body + ([] if draft.turns[-1].closed else list(vocabulary.eos))
     targets = np.zeros(len(tokens), dtype=np.bool_)
     turn_ends = []
     for turn in draft.turns:

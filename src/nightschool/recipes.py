@@ -21,7 +21,7 @@ ALPACA_WITHOUT_INPUT = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings as published, by the names of TrainSettings; batch is lessons in a step, warmup a share of steps."""
+    """As published, in the words of TrainSettings; batch is lessons a step, warmup a share of the steps."""
 
     name: str
     source: str
