@@ -5,15 +5,17 @@ them, a run's log stores them, and a caller may stop between any two.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
 class Progress:
-    """`done` of `total` units of a task; total is None while it is not known."""
+    """`done` of `total` units of a task; total is None while it is not known. Bytes are drawn as sizes."""
 
     task: str
     done: int
     total: int | None
+    unit: Literal["", "bytes"] = ""
 
 
 @dataclass(frozen=True)
