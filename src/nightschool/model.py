@@ -10,6 +10,7 @@ reordered on loading so that the computation knows only halves; adapters keep th
 (ops.Part.rows).
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -172,7 +173,9 @@ class PackedRows:
         start = 0
         for name, order in zip(names, orders, strict=True):
             info = file.tensors[name]
-            raw = torch.from_numpy(file.data(name)).view(info.shape[0], -1)
+            with warnings.catch_warnings():  # torch warns that the map cannot be written; nobody does
+                warnings.simplefilter("ignore", UserWarning)
+                raw = torch.from_numpy(file.data(name)).view(info.shape[0], -1)
             self.pieces.append((raw, info, order))
             self.parts.append(Part(name, start, start + info.shape[0], order))
             start += info.shape[0]
@@ -247,7 +250,7 @@ class Model:
     ) -> None:
         self.config = read_config(file)
         self.file, self.precision, self.device = file, precision, device
-        self.mm = ops.PRODUCT_TYPE[precision]
+        self.mm = ops.product_type(precision, device)
         self.act = torch.float64 if precision == "fp64" else torch.float32
         self.unused = set(file.tensors)
         self.tables = _rope_tables(self.config, self._optional, ctx or self.config.context)
@@ -255,7 +258,7 @@ class Model:
         self.final_norm = self._vector("output_norm.weight")
         self.layers = [self._layer(i) for i in range(self.config.layers)]
         head = "output.weight" if "output.weight" in file.tensors else "token_embd.weight"
-        self.head = self._linear([head], [None]).matrix
+        self.head = self._head(head)
         self.unused -= {"token_embd.weight"}
         if self.unused:
             raise UnsupportedModel(
@@ -280,6 +283,16 @@ class Model:
         if vector is None:
             raise FileFormatError(f"{self.file.path.name} lacks the tensor {name}: it is not a whole model.")
         return vector
+
+    def _head(self, name: str) -> FrozenMatrix:
+        """The output matrix. Beside int8 layers it is kept finer: the gradient of a softmax has one large entry and
+        thousands of tiny ones, which int8 would round away."""
+        self.unused.discard(name)
+        precision: Precision = self.precision
+        if precision == "int8":
+            precision = "bf16" if self.mm == torch.bfloat16 else "fp32"
+        packed = PackedRows(self.file, [name], [None])
+        return ops.compute_copy(packed, packed.shape, precision, self.device)
 
     def _linear(self, names: Sequence[str], orders: Sequence[Tensor | None]) -> Linear:
         for name in names:

@@ -26,23 +26,32 @@ from torch.nn import functional as F
 
 ATTENTION_TILE = 1 << 21  # scores held at once: 2 M elements stay near the caches
 QUERY_TILE = 256  # causal attention skips the keys right of each tile of queries
-LOSS_TILE = 1 << 23  # logits held at once: 8 M elements, 32 MB
+KEEP_LENGTH = 256  # documents up to this keep their attention probabilities for the backward
+LOSS_TILE = 1 << 22  # logits held at once: 4 M elements, 16 MB
 TOKEN_TILE = 256  # tokens whose int32 products are held at once: they are rescaled while still in cache
 
 
 Precision = Literal["int8", "bf16", "fp32", "packed", "fp64"]
-PRODUCT_TYPE: dict[
-    Precision, torch.dtype
-] = {  # what LoRA and attention products run in beside each precision
-    "int8": torch.bfloat16,
-    "bf16": torch.bfloat16,
-    "fp32": torch.float32,
-    "packed": torch.float32,
-    "fp64": torch.float64,
-}
 Unpack = Callable[
     [int, int], Tensor
 ]  # (start, stop) → those rows of W (stop - start, in), float32, the caller's own
+
+
+def product_type(precision: Precision, device: str = "cpu") -> torch.dtype:
+    """What the LoRA, attention and output products run in beside a precision.
+
+    Bfloat16 where the processor multiplies it in hardware, else float32.
+    """
+    if precision == "fp64":
+        return torch.float64
+    if precision == "bf16" or (precision == "int8" and (device != "cpu" or _has_bf16())):
+        return torch.bfloat16
+    return torch.float32
+
+
+def _has_bf16() -> bool:
+    features = torch.cpu.get_capabilities()
+    return any(features.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 class FrozenMatrix(Protocol):
@@ -123,7 +132,7 @@ def _int8_product(x: Tensor, w: Tensor, scale: Tensor | None) -> Tensor:
         part = x[start : start + TOKEN_TILE]
         token_scale = torch.maximum(part.amax(1, keepdim=True), part.amin(1, keepdim=True).neg_())  # (t, 1)
         token_scale.clamp_(min=1e-12).div_(127)
-        q = torch.div(part, token_scale).round_().to(torch.int8)
+        q = torch.mul(part, token_scale.reciprocal()).round_().to(torch.int8)
         acc = torch._int_mm(q, w, out=products[: len(part)])
         target = y[start : start + TOKEN_TILE].copy_(acc).mul_(token_scale)
         if scale is not None:
@@ -163,7 +172,7 @@ def compute_copy(unpack: Unpack, shape: tuple[int, int], precision: Precision, d
         return Int8Matrix(unpack, shape)
     if precision == "packed":
         return PackedMatrix(unpack, shape)
-    dense = torch.empty(shape, dtype=PRODUCT_TYPE[precision])
+    dense = torch.empty(shape, dtype=product_type(precision, device))
     for start, stop, rows in _row_tiles(unpack, shape):
         dense[start:stop] = rows
     return DenseMatrix(dense.to(device))
@@ -417,10 +426,10 @@ class _Attention(torch.autograd.Function):
         window: int,
         mm: torch.dtype,
     ) -> Tensor:
+        ctx.documents, ctx.scale, ctx.window, ctx.out = documents, scale, window, q.dtype
         q, k, v = (q * scale).to(mm), k.to(mm), v.to(mm)
         ctx.save_for_backward(q, k, v)
-        ctx.documents, ctx.scale, ctx.window, ctx.out = documents, scale, window, torch.float32
-        ctx.out = torch.float64 if mm == torch.float64 else torch.float32
+        ctx.kept = []
         y = torch.empty(q.shape[0], q.shape[1], v.shape[2], dtype=ctx.out, device=q.device)
         for index, keep in documents.groups:
             qs, ks, vs = (
@@ -432,6 +441,8 @@ class _Attention(torch.autograd.Function):
             for rows, lo, hi, first in _tiles(qs, window):
                 p = _probabilities(qs[rows, :, lo:hi], ks[rows, :, first:hi], lo - first, window)
                 out[rows, :, lo:hi] = _times(p, vs[rows, :, first:hi])
+                if index.shape[1] <= KEEP_LENGTH:
+                    ctx.kept.append(p)
             _scatter(y, out, index, keep)
         return y
 
@@ -440,6 +451,7 @@ class _Attention(torch.autograd.Function):
         q, k, v = ctx.saved_tensors
         dy = dy.to(q.dtype)
         grads = [torch.empty(t.shape, dtype=ctx.out, device=t.device) for t in (q, k, v)]
+        kept = iter(ctx.kept)
         for index, keep in ctx.documents.groups:
             qs, ks, vs, dys = (_heads(t, index, k.shape[1]) for t in (q, k, v, dy))
             if keep is not None:
@@ -455,7 +467,8 @@ class _Attention(torch.autograd.Function):
                     vs[rows, :, first:hi],
                     dys[rows, :, lo:hi],
                 )
-                p = _probabilities(qt, kt, lo - first, ctx.window)
+                short = index.shape[1] <= KEEP_LENGTH
+                p = next(kept) if short else _probabilities(qt, kt, lo - first, ctx.window)
                 dp = _times(dyt, vt.transpose(-1, -2))
                 ds = torch.ops.aten._softmax_backward_data(dp, p, -1, p.dtype)
                 dq[rows, :, lo:hi] = _times(ds, kt)

@@ -136,7 +136,7 @@ def train(
     saved_at, saved_step = time.monotonic(), optimiser.step
     try:
         for step, pieces in steps(optimiser.step):
-            measure = _accumulate(model, lora, pieces, settings, step)
+            measure = accumulate(model, lora, pieces, settings, step)
             if not math.isfinite(measure.loss):
                 raise NightschoolError(
                     f"The loss stopped being a number at step {step + 1}; start again with a smaller --lr "
@@ -158,7 +158,7 @@ def train(
             optimiser.save(checkpoint)
 
 
-def _accumulate(
+def accumulate(
     model: Model, lora: Lora, pieces: Sequence[Batch], settings: TrainSettings, step: int
 ) -> Measure:
     """Forward and backward over the pieces of one step; gradients of the mean loss land in lora.grad."""
