@@ -6,6 +6,7 @@ NightschoolError         caught at the edges: the CLI prints it as one line
 ├── UnsupportedModel     a valid file, but an architecture or tensor type we do not know
 ├── AdapterMismatch      an adapter does not fit the base it is asked to sit on
 ├── NotFound             a model, adapter, run or file that a name points to is not there
+├── NameTaken            a name that belongs to something else already, or cannot be a name
 ├── NotEnoughMemory      a plan that does not fit into the free memory of this machine
 ├── EngineError          llama.cpp could not be started, died, or refused a request
 └── DownloadError        a pull that failed: unreachable, refused, or the bytes do not match
@@ -34,6 +35,10 @@ class AdapterMismatch(NightschoolError):
 
 class NotFound(NightschoolError):
     """What a name points to is not there."""
+
+
+class NameTaken(NightschoolError):
+    """A name belongs to something else already, or cannot be one."""
 
 
 class NotEnoughMemory(NightschoolError):
