@@ -1,0 +1,264 @@
+"""Make ember from nothing: `python recipes/ember/train.py --data FOLDER --minutes 60 [--device cuda] [--resume]`.
+
+Data, tokenizer, training, exams, GGUF and card, in one command. Muon for the matrices, AdamW for embedding and
+norms, a constant learning rate that falls to zero over the last 30% of the time. Weights are kept in fp32 and
+computed in bfloat16. Stopped at any moment, the same command with --resume goes on from the last checkpoint.
+"""
+
+import argparse
+import json
+import os
+import random
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import exams
+import torch
+from corpus import MIXTURES, Batch, Corpus
+from export import write_model
+from muon import Muon
+from net import Ember, Shape
+from texts import general_texts
+from tokenizers import Tokenizer
+from torch import Tensor
+from vocabulary import train_tokenizer
+from worlds import population
+
+SEED = 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All choices of a run."""
+
+    minutes: float = 60.0
+    rows: int = 32
+    length: int = 128
+    accumulate: int = 2
+    matrix_lr: float = 0.02
+    other_lr: float = 4e-3
+    warmup_steps: int = 40
+    decay_from: float = 0.7
+    long_from: float = 0.85  # from this share of the time on, rows are twice as long and half as many
+    entities: int = 320
+    checkpoint_s: float = 120.0
+    exam_s: float = 420.0
+
+
+def main() -> None:
+    """Read the arguments and run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder with text/ as texts.py expects it")
+    parser.add_argument("--work", type=Path, default=Path("work/ember"), help="checkpoints and logs")
+    parser.add_argument(
+        "--out", type=Path, help="where ember.gguf and card.json go (default: the work folder)"
+    )
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--compile", action="store_true")
+    for name, field in Settings.__dataclass_fields__.items():
+        if name != "minutes":
+            kind = type(field.default)
+            parser.add_argument("--" + name.replace("_", "-"), type=kind, default=field.default)
+    parser.add_argument("--layers", type=int, default=Shape.layers)
+    parser.add_argument("--hidden", type=int, default=Shape.hidden)
+    options = vars(parser.parse_args())
+    settings = Settings(**{name: options[name] for name in Settings.__dataclass_fields__})
+    Run(options, settings).train()
+
+
+class Run:
+    """One training run: model, optimisers, data stream, clock."""
+
+    def __init__(self, options: dict[str, Any], settings: Settings) -> None:
+        self.settings, self.work, self.device = settings, options["work"], torch.device(options["device"])
+        self.out = options["out"] or self.work
+        self.work.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(SEED)
+        people = population(SEED, entities=settings.entities)
+        stories, books, self.held = general_texts(options["data"])
+        vocabulary = self.work / "tokenizer.json"
+        if not vocabulary.exists():
+            train_tokenizer(
+                vocabulary, Shape.vocab, people=people, texts=stories[:4000] + books[:2500], seed=SEED
+            )
+        self.tokenizer, self.people = Tokenizer.from_file(str(vocabulary)), people
+        self.corpus = Corpus(self.tokenizer, people, stories=stories, books=books, seed=SEED)
+        shape = Shape(
+            layers=options["layers"], hidden=options["hidden"], vocab=self.tokenizer.get_vocab_size()
+        )
+        self.model = Ember(shape).to(self.device)
+        self.masters = [weight.detach().clone() for weight in self.model.parameters()]
+        self.model.bfloat16()
+        matrices = [
+            weight for name, weight in self.named_masters() if weight.ndim == 2 and "embed" not in name
+        ]
+        others = [weight for name, weight in self.named_masters() if weight.ndim != 2 or "embed" in name]
+        self.optimisers = [
+            Muon(matrices, lr=settings.matrix_lr),
+            torch.optim.AdamW(others, lr=settings.other_lr, betas=(0.9, 0.95), weight_decay=0.0),
+        ]
+        self.loss = torch.compile(self.model.loss, dynamic=False) if options["compile"] else self.model.loss
+        self.step, self.tokens, self.elapsed = 0, 0, 0.0
+        self.losses: list[tuple[int, float]] = []
+        if options["resume"] and (self.work / "checkpoint.pt").exists():
+            self.load()
+
+    def named_masters(self) -> list[tuple[str, Tensor]]:
+        """The fp32 weights by the model's names."""
+        return [
+            (name, weight)
+            for (name, _), weight in zip(self.model.named_parameters(), self.masters, strict=True)
+        ]
+
+    def train(self) -> None:
+        """Train until the time is used up, then examine and export."""
+        budget_s = self.settings.minutes * 60
+        last = saved = examined = time.monotonic()
+        while self.elapsed < budget_s:
+            loss = self.one_step(self.elapsed / budget_s)
+            now = time.monotonic()
+            self.elapsed += now - last
+            last = now
+            self.losses.append((self.step, loss))
+            if self.step % 20 == 0:
+                recent = sum(value for _, value in self.losses[-20:]) / len(self.losses[-20:])
+                self.log(f"step {self.step} loss {recent:.3f} tokens {self.tokens} s {self.elapsed:.0f}")
+            if now - saved > self.settings.checkpoint_s:
+                self.save()
+                saved = now
+            if now - examined > self.settings.exam_s:
+                self.log(json.dumps(self.examine(40)))
+                examined = time.monotonic()
+                last = examined
+        self.save()
+        self.finish()
+
+    def one_step(self, progress: float) -> float:
+        """One optimiser step; `progress` is the share of the time that is used up."""
+        settings = self.settings
+        fall = min(1.0, (1.0 - progress) / (1.0 - settings.decay_from))
+        warm = min(1.0, (self.step + 1) / settings.warmup_steps)
+        for optimiser, lr in zip(self.optimisers, (settings.matrix_lr, settings.other_lr), strict=True):
+            optimiser.param_groups[0]["lr"] = lr * fall * warm
+        long = 2 if progress >= settings.long_from else 1
+        total = 0.0
+        for _ in range(settings.accumulate):
+            batch = self.corpus.batch(settings.rows // long, settings.length * long, progress=progress)
+            loss = self.loss(*self.placed(batch))
+            (loss / settings.accumulate).backward()
+            total += loss.item() / settings.accumulate
+            self.tokens += batch.tokens.numel()
+        for weight, live in zip(self.masters, self.model.parameters(), strict=True):
+            weight.grad = live.grad.float()  # type: ignore[union-attr]
+            live.grad = None
+        for optimiser in self.optimisers:
+            optimiser.step()
+        self.refresh()
+        self.step += 1
+        return total
+
+    def placed(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The batch's tensors on the device."""
+        parts = (batch.tokens, batch.positions, batch.documents, batch.weights)
+        return tuple(part.to(self.device) for part in parts)  # type: ignore[return-value]
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Copy the fp32 weights into the computing ones."""
+        for live, weight in zip(self.model.parameters(), self.masters, strict=True):
+            live.copy_(weight)
+
+    def examine(self, count: int) -> dict[str, float]:
+        """The exams, on `count` questions each."""
+        asked = {
+            "known": exams.known_questions(self.people, seed=5, count=count, held_out=False),
+            "known_other_wording": exams.known_questions(self.people, seed=5, count=count, held_out=True),
+            "reading": exams.reading_questions(seed=5, count=count),
+        }
+        model = Ember(self.model.shape).bfloat16()
+        model.load_state_dict({name: value.cpu() for name, value in self.model.state_dict().items()})
+        figures = {name: round(exams.score(model, self.tokenizer, q)[0], 3) for name, q in asked.items()}
+        texts = self.held[: max(8, count // 5)]
+        stories, books = texts[0::2], texts[1::2]
+        figures["bits_per_byte_stories"] = round(exams.bits_per_byte(model, self.tokenizer, stories), 3)
+        figures["bits_per_byte_books"] = round(exams.bits_per_byte(model, self.tokenizer, books), 3)
+        return figures
+
+    def finish(self) -> None:
+        """Exams, GGUF and card."""
+        figures = self.examine(300)
+        self.log(json.dumps(figures))
+        weights = dict(self.named_masters())
+        write_model(self.out / "ember.gguf", weights, self.model.shape, self.tokenizer)
+        card = make_card(self, figures)
+        (self.out / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+
+    def log(self, line: str) -> None:
+        """Keep and show a line."""
+        with (self.work / "log.txt").open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        print(line, flush=True)
+
+    def save(self) -> None:
+        """Write a checkpoint, whole or not at all."""
+        state = {
+            "weights": dict(self.named_masters()),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+            "clock": (self.step, self.tokens, self.elapsed),
+            "losses": self.losses,
+            "rng": self.corpus.rng.getstate(),
+        }
+        draft = self.work / "checkpoint.draft"
+        torch.save(state, draft)
+        os.replace(draft, self.work / "checkpoint.pt")
+
+    def load(self) -> None:
+        """Go on from the checkpoint."""
+        state = torch.load(self.work / "checkpoint.pt", map_location=self.device, weights_only=True)
+        for name, weight in self.named_masters():
+            weight.copy_(state["weights"][name])
+        for optimiser, kept in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(kept)
+        self.step, self.tokens, self.elapsed = state["clock"]
+        self.losses = state["losses"]
+        version, internal, gauss = state["rng"]
+        self.corpus.rng = random.Random()
+        self.corpus.rng.setstate((version, tuple(internal), gauss))
+        self.refresh()
+
+
+def make_card(run: Run, figures: dict[str, float]) -> dict[str, Any]:
+    """What ember says of itself."""
+    tail = [value for _, value in run.losses[-50:]]
+    return {
+        "name": "ember",
+        "licence": "Apache-2.0",
+        "what_it_is": "A very small language model made by recipes/ember for demonstrations and tests: it speaks simple "
+        "sentences, keeps to question and answer, and takes up new facts through an adapter.",
+        "what_it_is_not": "A source of knowledge. It knows a made-up population and nothing of the world; "
+        "`nightschool pull` gets a real model.",
+        "parameters": sum(weight.numel() for weight in run.masters),
+        "shape": asdict(run.model.shape),
+        "data": {
+            "documents_by_kind_from_share_of_time": MIXTURES,
+            "generator": "recipes/ember: little worlds, seed 1, written for this project (Apache-2.0)",
+            "stories": "TinyStories, 5 MB (CDLA-Sharing-1.0)",
+            "books": "mlschmitt/classic-books-markdown, 7 MB of prose (public domain)",
+        },
+        "population": {"entities": len(run.people.facts), "facts": len(run.people.all_facts())},
+        "settings": asdict(run.settings),
+        "tokens": run.tokens,
+        "steps": run.step,
+        "train_s": round(run.elapsed),
+        "final_loss": round(sum(tail) / len(tail), 4),
+        "exams": figures,
+    }
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+    main()
