@@ -80,7 +80,7 @@ def _to_write(tensor: SourceTensor, wanted: TensorType) -> TensorToWrite:
 
 
 def tensor_type(name: str, shape: tuple[int, ...], wanted: TensorType) -> TensorType:
-    """The type of one tensor: norms, biases and factors F32; embeddings, which matter most, 8 bits or more."""
+    """The type of one tensor: norms, biases and factors F32; embeddings, which matter most, 8 bits up."""
     if len(shape) == 1:
         return TensorType.F32
     four_bits = wanted in (TensorType.Q4_0, TensorType.Q4_K)
