@@ -98,9 +98,7 @@ def _list_files(hub: str, repo: str) -> list[RemoteFile]:
         return [
             RemoteFile(hub, repo, entry["path"], int(entry["size"]), _checked_sha256(entry["lfs"]["oid"]))
             for entry in entries
-            if entry["path"].lower().endswith(".gguf")
-            and "lfs" in entry
-            and not _NO_MODEL.search(entry["path"])
+            if "lfs" in entry and _MODEL.fullmatch(entry["path"])
         ]
     except httpx.TransportError as error:
         raise DownloadError(f"{hub} cannot be reached ({error}). Is this machine online?") from error
@@ -232,7 +230,7 @@ def _bytes_from(file: RemoteFile, start: int) -> Iterator[bytes]:
         try:
             _raise_for(response, f"file {file.path!r} in {file.repo!r}")
             known = 0 if response.status_code == httpx.codes.PARTIAL_CONTENT else start
-            for piece in response.iter_raw(CHUNK_BYTES):
+            for piece in response.iter_raw():
                 fresh = piece[known:][:left]
                 known, left = max(0, known - len(piece)), left - len(fresh)
                 if fresh:
@@ -253,7 +251,7 @@ def _client() -> httpx.Client:
 def _get(
     client: httpx.Client, url: str, *, hub: str, headers: dict[str, str] | None = None
 ) -> httpx.Response:
-    """Follow redirects to safe places only; the token goes to the hub alone. A stream where headers are given."""
+    """Follow redirects to safe places; the token goes to the hub alone. A stream where headers are given."""
     for _ in range(REDIRECTS):
         request = client.build_request("GET", url, headers=headers)
         token = os.environ.get("HF_TOKEN")
@@ -295,9 +293,7 @@ def _raise_for(response: httpx.Response, what: str) -> None:
     if response.headers.get("X-Error-Code") == "GatedRepo":
         raise DownloadError(f"The {what} asks for consent: accept its terms at {host} and set HF_TOKEN.")
     if status in (401, 403):
-        raise NotFound(
-            f"{host} shows no {what}: it does not exist, or it is private. Check the name, or HF_TOKEN."
-        )
+        raise NotFound(f"{host} shows no {what}: the name is wrong, or it is private and needs HF_TOKEN.")
     if status == 404:
         raise NotFound(f"{host} has no {what}. Check the spelling; capitals count.")
     raise DownloadError(f"{host} answers with status {status} when asked for the {what}. Try again later.")

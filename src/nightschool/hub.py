@@ -151,9 +151,7 @@ def _free_name(wanted: str, *, path: Path) -> str:
     name = _clean(wanted)
     taken = {base.name: base.path for base in list_bases()} | {SHIPPED: _shipped()}
     if name in taken and taken[name] != path:
-        raise FileFormatError(
-            f"The name {name!r} is taken by {str(taken[name])!r}: choose another with --name."
-        )
+        raise NameTaken(f"The name {name!r} belongs to {str(taken[name])!r}: choose another with --name.")
     return name
 
 
