@@ -1,4 +1,4 @@
-"""The trainer: its gradients, its whole curve against PEFT + transformers, and what a killed run leaves behind."""
+"""The trainer: its gradients, its whole curve against PEFT + transformers, and going on after a stop."""
 
 from dataclasses import replace
 

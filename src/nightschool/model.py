@@ -12,9 +12,11 @@ reordered on loading so that the computation knows only halves; adapters keep th
 
 import warnings
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -23,6 +25,7 @@ from nightschool import ops
 from nightschool.errors import FileFormatError, UnsupportedModel
 from nightschool.gguf import GGUFFile, TensorType
 from nightschool.gguf import Tensor as TensorInfo
+from nightschool.lessons import Batch
 from nightschool.ops import Documents, FrozenMatrix, Part, Precision
 from nightschool.quants import dequantize
 
@@ -165,7 +168,7 @@ def _check(config: Config, file: GGUFFile) -> None:
 
 
 class PackedRows:
-    """Rows of one or more tensors of a file, stacked, still packed; `order` names a tensor's rows in computing order."""
+    """Rows of some tensors of a file, stacked, still packed; `orders` put rows into computing order."""
 
     def __init__(self, file: GGUFFile, names: Sequence[str], orders: Sequence[Tensor | None]) -> None:
         self.pieces: list[tuple[Tensor, TensorInfo, Tensor | None]] = []
@@ -234,6 +237,10 @@ class Layer:
     window: int
     rope: int  # which of the model's rotary tables
 
+    @property
+    def linears(self) -> tuple[Linear, Linear, Linear, Linear]:
+        return self.qkv, self.output, self.gate_up, self.down
+
 
 class Model:
     """A frozen decoder on one file, ready for training adapters.
@@ -250,10 +257,11 @@ class Model:
     ) -> None:
         self.config = read_config(file)
         self.file, self.precision, self.device = file, precision, device
+        self.ctx = ctx or self.config.context
         self.mm = ops.product_type(precision, device)
         self.act = torch.float64 if precision == "fp64" else torch.float32
         self.unused = set(file.tensors)
-        self.tables = _rope_tables(self.config, self._optional, ctx or self.config.context)
+        self.tables = _rope_tables(self.config, self._optional, self.ctx)
         self.embedding = PackedRows(file, ["token_embd.weight"], [None])
         self.final_norm = self._vector("output_norm.weight")
         self.layers = [self._layer(i) for i in range(self.config.layers)]
@@ -285,8 +293,10 @@ class Model:
         return vector
 
     def _head(self, name: str) -> FrozenMatrix:
-        """The output matrix. Beside int8 layers it is kept finer: the gradient of a softmax has one large entry and
-        thousands of tiny ones, which int8 would round away."""
+        """The output matrix, which int8 does not suit.
+
+        The gradient of a softmax has one large entry and thousands of tiny ones: int8 would round them away.
+        """
         self.unused.discard(name)
         precision: Precision = self.precision
         if precision == "int8":
@@ -353,9 +363,29 @@ class Model:
         return {
             part.name: (part.stop - part.start, linear.matrix.shape[1])
             for layer in self.layers
-            for linear in (layer.qkv, layer.output, layer.gate_up, layer.down)
+            for linear in layer.linears
             for part in linear.parts
         }
+
+    def first(self, layers: int) -> "Model":
+        """The same model, cut off after its first layers."""
+        short = copy(self)
+        short.layers = self.layers[:layers]
+        return short
+
+    def read(
+        self, batch: Batch, pairs: Pairs | None = None, *, dropout: float = 0.0, recompute: bool = False
+    ) -> Tensor:
+        """`hidden` for a packed batch of lessons."""
+        lengths = np.bincount(batch.document).tolist()
+        return self.hidden(
+            torch.from_numpy(batch.tokens).long().to(self.device),
+            torch.from_numpy(batch.positions).long().to(self.device),
+            Documents.of(lengths, self.device),
+            pairs,
+            dropout=dropout,
+            recompute=recompute,
+        )
 
     def hidden(
         self,
@@ -403,7 +433,8 @@ class Model:
         normed = ops.rms_norm(x, layer.attention_norm, config.eps)
         qkv = layer.qkv(normed, pairs, mm=self.mm, dropout=dropout)
         qkv = qkv.view(count, config.heads + 2 * config.kv_heads, config.head_dim)
-        q, k, v = qkv.split([config.heads, config.kv_heads, config.kv_heads], dim=1)  # (T, heads, d) each
+        sizes = [config.heads, config.kv_heads, config.kv_heads]
+        q, k, v = torch.split(qkv, sizes, dim=1)  # (T, heads, d) each
         if layer.q_norm is not None and layer.k_norm is not None:
             q = ops.rms_norm(q, layer.q_norm, config.eps)
             k = ops.rms_norm(k, layer.k_norm, config.eps)
@@ -423,19 +454,19 @@ class Model:
         return x + y
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """hidden (M, width) → (M, vocabulary). For a few positions only: training uses ops.cross_entropy_sum."""
+        """hidden (M, width) → (M, vocabulary), for a few positions: training has ops.cross_entropy_sum."""
         return self.head.forward(hidden)
 
 
 def _halves_order(heads: int, config: Config) -> Tensor:
-    """For rows whose rotary pairs are neighbours: the file's row for each row in halves order, head by head."""
+    """Where rotary pairs are neighbours: the file's row for each row in halves order, head by head."""
     n, d = config.rotary_dim, config.head_dim
     within = torch.cat([torch.arange(0, n, 2), torch.arange(1, n, 2), torch.arange(n, d)])
     return (torch.arange(heads)[:, None] * d + within).flatten()
 
 
 def _rope_tables(config: Config, optional: Any, ctx: int) -> list[tuple[Tensor, float]]:
-    """(angle of each pair per position, amplitude): for layers that see everything, then for windowed ones."""
+    """(angle of each pair a position, amplitude): of layers that see everything, then of windowed ones."""
     exponent = torch.arange(0, config.rotary_dim, 2, dtype=torch.float64) / config.rotary_dim
     factors = [
         optional(f"{name}.weight") for name in ("rope_freqs", "rope_factors_long", "rope_factors_short")

@@ -141,7 +141,7 @@ def _int8_product(x: Tensor, w: Tensor, scale: Tensor | None) -> Tensor:
 
 
 class PackedMatrix:
-    """W as it lies in the file, unpacked to float32 a tile of rows at a time: slow, exact, no memory of its own."""
+    """W as it lies in the file, unpacked a tile of rows at a time: slow, exact, no memory of its own."""
 
     def __init__(self, unpack: Unpack, shape: tuple[int, int]) -> None:
         self.unpack = unpack
@@ -178,12 +178,17 @@ def compute_copy(unpack: Unpack, shape: tuple[int, int], precision: Precision, d
     return DenseMatrix(dense.to(device))
 
 
+def _run(function: Any, *arguments: Any) -> Any:
+    """Apply an autograd function; torch leaves `apply` untyped."""
+    return function.apply(*arguments)
+
+
 # ── linear layers ───────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
 class Part:
-    """One tensor of the file inside a fused matrix: rows start..stop, in the order `rows` of the file's rows if given."""
+    """One tensor of the file inside a fused matrix: its rows start..stop, picked from the file by `rows`."""
 
     name: str
     start: int
@@ -207,13 +212,13 @@ def linear(
     thinned = F.dropout(x, dropout) if dropout and pairs else x
     flat = [tensor for _, a, b, _ in pairs for tensor in (a, b)]
     parts = [(part, scale) for part, _, _, scale in pairs]
-    y: Tensor = _Linear.apply(x, thinned, weight, bias, parts, mm, *flat)
+    y: Tensor = _run(_Linear, x, thinned, weight, bias, parts, mm, *flat)
     return y
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, x: Tensor, thinned: Tensor, weight: Any, bias: Any, parts: Any, mm: torch.dtype, *ab: Tensor
     ) -> Tensor:
         y: Tensor = weight.forward(x)
@@ -231,7 +236,7 @@ class _Linear(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> Any:
         need_x, need_thinned = ctx.needs_input_grad[:2]
         dx = ctx.weight.backward(dy) if need_x else None
         if not ctx.parts:
@@ -273,19 +278,19 @@ def _block_diagonal(parts: Sequence[tuple[Part, float]], bs: Sequence[Tensor], o
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / rms(x) · weight over the last axis (arXiv:1910.07467); the weight is frozen."""
-    y: Tensor = _RmsNorm.apply(x, weight, eps)
+    y: Tensor = _run(_RmsNorm, x, weight, eps)
     return y
 
 
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         r = x.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, r)
         return (x * r).mul_(weight)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> Any:
         x, weight, r = ctx.saved_tensors
         g = dy * weight
         xhat = x * r
@@ -294,19 +299,19 @@ class _RmsNorm(torch.autograd.Function):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding (arXiv:2104.09864), halves layout: x (T, H, d), cos and sin (T, 1, n/2), n ≤ d."""
-    y: Tensor = _Rotate.apply(x, cos, sin)
+    """Rotary embedding (arXiv:2104.09864), halves layout: x (T, H, d), cos and sin (T, 1, n/2), n ≤ d."""
+    y: Tensor = _run(_Rotate, x, cos, sin)
     return y
 
 
 class _Rotate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
         return _turn(x, cos, sin)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> Any:
         cos, sin = ctx.saved_tensors
         return _turn(dy, cos, -sin), None, None
 
@@ -323,21 +328,21 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def gated(gate_up: Tensor, activation: str) -> Tensor:
-    """act(gate) · up, where gate_up (T, 2F) holds both side by side: SwiGLU ("silu") or GeGLU ("gelu", tanh form)."""
-    y: Tensor = _Gated.apply(gate_up, activation)
+    """act(gate) · up of gate_up (T, 2F), both side by side: SwiGLU ("silu") or GeGLU ("gelu", tanh form)."""
+    y: Tensor = _run(_Gated, gate_up, activation)
     return y
 
 
 class _Gated(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gate_up: Tensor, activation: str) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, gate_up: Tensor, activation: str) -> Tensor:
         ctx.save_for_backward(gate_up)
         ctx.activation = activation
         gate, up = gate_up.chunk(2, dim=-1)
         return _activate(gate, activation).mul_(up)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> Any:
         (gate_up,) = ctx.saved_tensors
         gate, up = gate_up.chunk(2, dim=-1)
         grad = torch.empty_like(gate_up)
@@ -359,7 +364,7 @@ def _activate(gate: Tensor, activation: str) -> Tensor:
 
 @dataclass(frozen=True)
 class Documents:
-    """How a packed stream falls into documents: groups of similar length, each an index (N, L) into the stream.
+    """How a packed stream falls into documents: groups of like length, each an index (N, L) into it.
 
     Places past a document's end point at its last token; causality hides them from the real ones, and their
     own results are not written back: `keep` (N·L,) marks the real places, or is None where there are no
@@ -370,7 +375,7 @@ class Documents:
 
     @staticmethod
     def of(lengths: Sequence[int], device: torch.device | str = "cpu") -> "Documents":
-        """Group documents, given their lengths in stream order, so that at most a quarter of a group is padding."""
+        """Group documents by their lengths, so that at most a quarter of a group is padding."""
         starts = [0]
         for length in lengths:
             starts.append(starts[-1] + length)
@@ -410,13 +415,13 @@ def attention(
     Head h of q reads head h // (H / K) of k and v. `window` > 0: a token sees itself and the window-1 before
     it. Probabilities are not kept for the backward but computed again, a few heads at a time.
     """
-    y: Tensor = _Attention.apply(q, k, v, documents, scale, window, mm)
+    y: Tensor = _run(_Attention, q, k, v, documents, scale, window, mm)
     return y
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         q: Tensor,
         k: Tensor,
@@ -447,7 +452,7 @@ class _Attention(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> Any:
         q, k, v = ctx.saved_tensors
         dy = dy.to(q.dtype)
         grads = [torch.empty(t.shape, dtype=ctx.out, device=t.device) for t in (q, k, v)]
@@ -497,7 +502,7 @@ def _scatter(y: Tensor, part: Tensor, index: Tensor, keep: Tensor | None) -> Non
 
 
 def _tiles(qs: Tensor, window: int) -> Any:
-    """Slices of (document, head) pairs and of queries: (pairs, first query, last query + 1, first key they see)."""
+    """Tiles as (slice of document-head pairs, first query, last query + 1, first key they see)."""
     pairs, group, length, _ = qs.shape
     tall = min(length, QUERY_TILE)
     step = max(1, ATTENTION_TILE // (group * tall * length))
@@ -543,13 +548,13 @@ def cross_entropy_sum(hidden: Tensor, head: FrozenMatrix, labels: Tensor) -> tup
     hidden (M, D), labels (M,). The logits exist a tile at a time; the gradient to hidden is made on the same
     pass.
     """
-    loss, correct = _CrossEntropy.apply(hidden, head, labels)
+    loss, correct = _run(_CrossEntropy, hidden, head, labels)
     return loss, correct
 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Any, labels: Tensor) -> Any:  # type: ignore[override]
+    def forward(ctx: Any, hidden: Tensor, head: Any, labels: Tensor) -> Any:
         grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         loss = hidden.new_zeros(())
         correct = hidden.new_zeros(())
@@ -569,7 +574,7 @@ class _CrossEntropy(torch.autograd.Function):
         return loss, correct
 
     @staticmethod
-    def backward(ctx: Any, dloss: Tensor, _: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, dloss: Tensor, _: Tensor) -> Any:
         return ctx.grad.mul_(dloss), None, None
 
 

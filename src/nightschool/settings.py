@@ -49,4 +49,5 @@ def as_dict(settings: TrainSettings) -> dict[str, Any]:
 
 def from_dict(values: dict[str, Any]) -> TrainSettings:
     """Back from JSON."""
-    return TrainSettings(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return TrainSettings(**known)

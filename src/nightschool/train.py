@@ -27,7 +27,6 @@ from nightschool.events import Event, TrainStep, Validation
 from nightschool.lessons import Batch, Lesson, pack
 from nightschool.lora import Lora
 from nightschool.model import Config, Model, Pairs
-from nightschool.ops import Documents
 from nightschool.paths import atomic_write
 from nightschool.settings import TrainSettings
 
@@ -73,7 +72,7 @@ class Measure:
 
 
 class Steps:
-    """The order of a run: which pieces each optimiser step computes. Made anew, the same, from lessons and settings."""
+    """The order of a run: which pieces each optimiser step computes; the same for the same settings."""
 
     def __init__(self, lessons: Sequence[Lesson], settings: TrainSettings) -> None:
         assert settings.micro_tokens and settings.batch_tokens and settings.epochs
@@ -184,10 +183,7 @@ def _loss(
 ) -> tuple[Tensor, Tensor]:
     """Summed loss over a piece's targets, and how many of them were predicted first."""
     tokens = torch.from_numpy(piece.tokens).long().to(model.device)
-    positions = torch.from_numpy(piece.positions).long().to(model.device)
-    lengths = torch.bincount(torch.from_numpy(piece.document).long()).tolist()
-    documents = Documents.of(lengths, model.device)
-    hidden = model.hidden(tokens, positions, documents, pairs, dropout=dropout, recompute=recompute)
+    hidden = model.read(piece, pairs, dropout=dropout, recompute=recompute)
     places = _predicted(piece).nonzero().flatten().to(model.device)
     return ops.cross_entropy_sum(hidden[places], model.head, tokens[places + 1])
 
@@ -272,7 +268,7 @@ class Clock:
 
 
 def keep_freed_memory() -> None:
-    """Ask glibc to keep freed memory: the page faults of fresh large blocks cost more than the arithmetic on them."""
+    """Ask glibc to keep freed memory: page faults on fresh large blocks cost more than the arithmetic."""
     if not sys.platform.startswith("linux"):
         return
     try:
