@@ -114,7 +114,7 @@ def read_config(folder: Path) -> Config:
     raw = DEFAULTS[architecture] | raw | raw.get("text_config", {})
     if quantized := raw.get("quantization_config"):
         method = quantized.get("quant_method")
-        raise UnsupportedModel(f"{str(folder)!r} is quantised ({method}) already; convert the original model.")
+        raise UnsupportedModel(f"{str(folder)!r} is quantised ({method}); convert the original model.")
     heads = raw["num_attention_heads"]
     config = Config(
         architecture=architecture,
@@ -292,7 +292,7 @@ def _rope_tensors(config: Config) -> list[SourceTensor]:
 
 
 def _llama3_factors(config: Config) -> list[float]:
-    """1 for short wavelengths, `factor` for long ones, else a blend (transformers, modeling_rope_utils.py)."""
+    """1 for short wavelengths, `factor` for long ones, else a blend (transformers: modeling_rope_utils)."""
     rope = config.rope
     factor, low, high = (float(rope[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
     factors = []
