@@ -28,8 +28,9 @@ def read_source(source: Path, tokenizer: Path | None = None) -> SourceModel:
         return read_huggingface(source)
     if not source.is_file():
         raise NotFound(f"There is no file or folder {str(source)!r}.")
-    if source.open("rb").read(4) == MAGIC:
-        raise FileFormatError(f"{str(source)!r} is a GGUF already.")
+    with source.open("rb") as file:
+        if file.read(len(MAGIC)) == MAGIC:
+            raise FileFormatError(f"{str(source)!r} is a GGUF already.")
     if is_llama2c(source):
         return read_llama2c(source, tokenizer)
     raise FileFormatError(
