@@ -30,7 +30,7 @@ import httpx
 import psutil
 
 from nightschool._engine_process import EngineProcess, Launch, connect, start
-from nightschool.errors import EngineError, FileFormatError, NotFound
+from nightschool.errors import ContextFull, EngineError, FileFormatError, NotFound
 from nightschool.gguf import GGUFFile, open_gguf
 from nightschool.grammar import schema_to_grammar
 
@@ -458,7 +458,7 @@ def _answer(response: httpx.Response) -> dict[str, Any]:
 
 def _refusal(error: dict[str, Any], *, status: int) -> EngineError:
     if error.get("type") == "exceed_context_size_error":
-        return EngineError(
+        return ContextFull(
             f"This needs {error['n_prompt_tokens']:,} tokens and the engine's context holds "
             f"{error['n_ctx']:,}: shorten it, or choose a larger context."
         )

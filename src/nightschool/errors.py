@@ -9,6 +9,7 @@ NightschoolError         caught at the edges: the CLI prints it as one line
 ├── NameTaken            a name that belongs to something else already, or cannot be a name
 ├── NotEnoughMemory      a plan that does not fit into the free memory of this machine
 ├── EngineError          llama.cpp could not be started, died, or refused a request
+│   └── ContextFull      a conversation that is longer than the engine's context
 └── DownloadError        a pull that failed: unreachable, refused, or the bytes do not match
 """
 
@@ -47,6 +48,10 @@ class NotEnoughMemory(NightschoolError):
 
 class EngineError(NightschoolError):
     """The engine could not be started, died, or refused a request."""
+
+
+class ContextFull(EngineError):
+    """A request needs more tokens than the engine's context holds."""
 
 
 class DownloadError(NightschoolError):

@@ -7,7 +7,7 @@ each pulled or registered one stands `models/<name>.json`: where it came from, i
 import difflib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -166,8 +166,8 @@ def _record(name: str, **entry: Any) -> None:
     write_text(models_dir() / f"{name}.json", json.dumps(entry, indent=1) + "\n")
 
 
-def pull(file: RemoteFile, *, name: str | None = None) -> Iterator[Event]:
-    """Download a model into the home and give it a name; what has come of it earlier is not fetched again.
+def pull(file: RemoteFile, *, name: str | None = None) -> Generator[Event, None, Base]:
+    """Download a model into the home and give it a name; `base = yield from pull(…)`.
 
     Raises DownloadError when the bytes do not come or are not the promised ones, FileFormatError when they
     are no model, and NameTaken. A download that was stopped goes on with the same call.
@@ -178,7 +178,7 @@ def pull(file: RemoteFile, *, name: str | None = None) -> Iterator[Event]:
         if _recorded_sha256(name) != file.sha256:
             raise NameTaken(f"The name {name!r} belongs to another file: choose another with --name.")
         yield Notice(f"{name} is here already: {target}")
-        return
+        return find_base(name)
     part = models_dir() / f".{file.sha256[:16]}.part"
     check_space(file, part)
     yield from fetch(file, part)
@@ -187,6 +187,7 @@ def pull(file: RemoteFile, *, name: str | None = None) -> Iterator[Event]:
     source = f"{file.hub}/{file.repo}/{file.path}"
     _record(name, path=target.name, source=source, size_bytes=file.size_bytes, sha256=file.sha256)
     yield Notice(f"{name} is ready: {target}")
+    return Base(name, target, source)
 
 
 def _recorded_sha256(name: str) -> str | None:

@@ -1,6 +1,6 @@
 """Draw the events of long work on stderr: live bars in a terminal, a line now and then in a log.
 
-The only file that knows about progress bars. What the work returns is returned; Ctrl-C closes it and goes on up.
+The only file that knows about progress bars. What the work returns is returned; Ctrl-C closes it and goes up.
 """
 
 import time
@@ -24,7 +24,9 @@ Result = TypeVar("Result")
 
 
 @overload
-def show(events: Generator[Event, Any, Result], console: Console | None = None) -> Result: ...
+def show(  # type: ignore[overload-overlap]  # the more special one comes first
+    events: Generator[Event, Any, Result], console: Console | None = None
+) -> Result: ...
 @overload
 def show(events: Iterable[Event], console: Console | None = None) -> None: ...
 def show(events: Iterable[Event], console: Console | None = None) -> Any:
