@@ -10,6 +10,7 @@ from typing import Any, TypeVar, overload
 from rich.console import Console
 from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
 from rich.progress import Progress as Bars
+from rich.table import Column
 from rich.text import Text
 
 from nightschool.download import size_text
@@ -107,19 +108,19 @@ def _amount(done: float, total: float | None, unit: str) -> str:
 
 
 class _Live(_Screen):
-    """A bar for each task, the last one moving."""
+    """A bar for the task of the moment; the last one stays."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
         self.bars = Bars(
             SpinnerColumn(finished_text="✓"),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            TextColumn("{task.description}", table_column=Column(no_wrap=True, max_width=26)),
+            BarColumn(bar_width=16),
             _Details(),
             console=console,
             refresh_per_second=FRAMES_PER_S,
         )
-        self.tasks: dict[str, TaskID] = {}
+        self.task: tuple[str, TaskID] | None = None
         self.losses: list[float] = []
 
     def __enter__(self) -> "_Live":
@@ -132,15 +133,16 @@ class _Live(_Screen):
     def advance(self, event: Progress | TrainStep) -> None:
         if isinstance(event, TrainStep):
             self.losses.append(event.loss)
-            fields = {"event": event, "curve": curve(self.losses)}
-            self.update("training", event.step, event.total, **fields)
+            self.update("training", event.step, event.total, event=event, curve=curve(self.losses))
         else:
             self.update(event.task, event.done, event.total, event=event)
 
     def update(self, name: str, done: int, total: int | None, **fields: Any) -> None:
-        if name not in self.tasks:
-            self.tasks[name] = self.bars.add_task(name, total=total, **fields)
-        self.bars.update(self.tasks[name], completed=done, total=total, **fields)
+        if self.task is None or self.task[0] != name:
+            if self.task:
+                self.bars.remove_task(self.task[1])
+            self.task = name, self.bars.add_task(name, total=total, **fields)
+        self.bars.update(self.task[1], completed=done, total=total, **fields)
 
 
 class _Details(ProgressColumn):
@@ -149,11 +151,7 @@ class _Details(ProgressColumn):
     def render(self, task: Task) -> Text:
         match task.fields["event"]:
             case TrainStep(step, total, loss, tokens_per_s, eta_s):
-                parts = [
-                    f"{step}/{total}",
-                    f"loss {loss:.3f} {task.fields['curve']}",
-                    f"{tokens_per_s:,.0f} tokens/s",
-                ]
+                parts = [f"{step}/{total}", f"loss {loss:.3f}", f"{tokens_per_s:,.0f} tokens/s"]
                 left: float | None = eta_s
             case Progress(_, done, total, unit):
                 parts, left = [_amount(done, total, unit)], task.time_remaining
@@ -161,6 +159,7 @@ class _Details(ProgressColumn):
                     parts.append(f"{size_text(task.speed)}/s")
         if left and not task.finished:
             parts.append(f"{duration_text(left)} left")
+        parts.append(task.fields.get("curve", ""))  # last: what a narrow window cuts off
         return Text("  ".join(parts), no_wrap=True, overflow="ellipsis")
 
 
