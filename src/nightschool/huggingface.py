@@ -115,22 +115,30 @@ def read_config(folder: Path) -> Config:
     if quantized := raw.get("quantization_config"):
         method = quantized.get("quant_method")
         raise UnsupportedModel(f"{str(folder)!r} is quantised ({method}); convert the original model.")
-    heads = raw["num_attention_heads"]
+    heads = _whole(raw, "num_attention_heads")
+    width = _whole(raw, "hidden_size")
     config = Config(
         architecture=architecture,
         raw=raw,
-        width=raw["hidden_size"],
-        layers=raw["num_hidden_layers"],
+        width=width,
+        layers=_whole(raw, "num_hidden_layers"),
         heads=heads,
-        kv_heads=raw.get("num_key_value_heads") or heads,
-        head_dim=raw.get("head_dim") or raw["hidden_size"] // heads,
-        ffn=raw["intermediate_size"],
-        context=raw["max_position_embeddings"],
+        kv_heads=_whole(raw, "num_key_value_heads", heads),
+        head_dim=_whole(raw, "head_dim", width // heads),
+        ffn=_whole(raw, "intermediate_size"),
+        context=_whole(raw, "max_position_embeddings"),
         rope=_rope(raw),
         local_rope_base=_local_rope_base(raw) if architecture == "gemma3" else None,
     )
     _check(config)
     return config
+
+
+def _whole(raw: dict[str, Any], key: str, default: int | None = None) -> int:
+    value = default if raw.get(key) is None else raw[key]
+    if not isinstance(value, int) or not 0 < value < 1 << 31:
+        raise FileFormatError(f"Its config.json has {value!r} for {key!r}, where a whole number belongs.")
+    return value
 
 
 def _rope(raw: dict[str, Any]) -> dict[str, Any]:
