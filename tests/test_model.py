@@ -15,7 +15,7 @@ from nightschool.engine import Engine
 from nightschool.errors import FileFormatError, UnsupportedModel
 from nightschool.gguf import open_gguf, write_gguf
 from nightschool.lora import stacked
-from nightschool.model import Model
+from nightschool.model import Model, trainable_shapes
 from nightschool.ops import Documents
 
 TOLERANCE = {"F32": 0.01, "Q8_0": 0.08, "Q4_0": 0.08, "Q4_K": 0.15}  # nats, root mean square
@@ -151,3 +151,9 @@ def test_a_model_without_a_tensor_is_refused(tmp_path):
     write_gguf(tmp_path / "short.gguf", source.metadata, kept)
     with pytest.raises(FileFormatError, match="lacks the tensor blk.1.ffn_down.weight"):
         Model(open_gguf(tmp_path / "short.gguf"))
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_what_can_be_trained_is_known_before_loading(tmp_path, arch):
+    file = open_gguf(write_tiny(tmp_path / "tiny.gguf", arch))
+    assert trainable_shapes(file) == Model(file).trainable()

@@ -27,7 +27,7 @@ class Notice:
 
 @dataclass(frozen=True)
 class TrainStep:
-    """One optimiser step; loss is the mean over its target tokens, in nats, accuracy the share predicted first."""
+    """One optimiser step: mean loss in nats over its target tokens, the share of them predicted first."""
 
     step: int
     total: int
@@ -36,6 +36,7 @@ class TrainStep:
     eta_s: float
     accuracy: float = 0.0
     lr: float = 0.0
+    tokens: int = 0
 
 
 @dataclass(frozen=True)

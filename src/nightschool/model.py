@@ -10,6 +10,7 @@ reordered on loading so that the computation knows only halves; adapters keep th
 (ops.Part.rows).
 """
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from copy import copy
@@ -51,6 +52,9 @@ FAMILIES = {
     "gemma3": Family(activation="gelu", scaled_embedding=True, window_pattern=6),
     "phi3": Family(),
 }
+
+
+LINEAR = re.compile(r"blk\.\d+\.(attn_(q|k|v|qkv|output)|ffn_(gate|up|down))\.weight")
 
 
 @dataclass(frozen=True)
@@ -165,6 +169,15 @@ def _check(config: Config, file: GGUFFile) -> None:
         or config.rotary_dim > config.head_dim
     ):
         raise FileFormatError(f"{file.path.name} describes a decoder whose sizes do not fit together.")
+
+
+def trainable_shapes(file: GGUFFile) -> dict[str, tuple[int, int]]:
+    """The tensors a LoRA can sit on, by name: (out, in); read off the file without loading it."""
+    return {
+        name: (tensor.shape[0], tensor.shape[1])
+        for name, tensor in file.tensors.items()
+        if LINEAR.fullmatch(name)
+    }
 
 
 class PackedRows:

@@ -264,7 +264,7 @@ class Clock:
         steps = len(self.window) - 1
         speed = sum(count for _, count in list(self.window)[1:]) / seconds
         eta_s = (self.total - step - 1) * seconds / steps
-        return TrainStep(step + 1, self.total, measure.loss, speed, eta_s, measure.correct, lr)
+        return TrainStep(step + 1, self.total, measure.loss, speed, eta_s, measure.correct, lr, tokens)
 
 
 def keep_freed_memory() -> None:

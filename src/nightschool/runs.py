@@ -1,0 +1,325 @@
+"""One training run from files to a saved adapter: prepared once, resumable at any moment.
+
+    runs/<id>/run.json                what was asked, what was chosen, how far it is
+              lessons.npz             the tokenised lessons: a resumed run needs no engine
+              checkpoint.safetensors  the adapter in the making, and the optimiser's state
+              log.jsonl               a line a step
+
+The id is a hash of everything that decides the result (base, data, settings, name), so the same command finds
+its run again. The adapter's bytes do not depend on how often the run was interrupted.
+"""
+
+import hashlib
+import json
+import time
+import zipfile
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nightschool import memory
+from nightschool.adapters import Adapter, check_name, find_adapter, save_adapter
+from nightschool.datasets import load_dataset
+from nightschool.engine import Engine
+from nightschool.errors import DataError, FileFormatError, NightschoolError, NotFound
+from nightschool.events import Event, Notice, TrainStep, Validation
+from nightschool.gguf import open_gguf
+from nightschool.hub import base_hash, find_base
+from nightschool.lessons import Lesson, LessonSet, make_lessons, mix
+from nightschool.lora import Lora, choose
+from nightschool.model import Config, read_config, trainable_shapes
+from nightschool.paths import atomic_write, runs_dir, write_text
+from nightschool.precision import load_model
+from nightschool.receipt import Meter
+from nightschool.recipes import RECIPES
+from nightschool.settings import TrainSettings, as_dict, from_dict
+from nightschool.train import resolve, train
+
+DEFAULT_MAX_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a person asks for: examples on a base make an adapter of a name."""
+
+    base: str
+    data: tuple[Path, ...]
+    name: str
+    settings: TrainSettings = TrainSettings()
+    recipe: str | None = None
+    format: str | None = None
+    columns: dict[str, str] | None = None
+    valid: Path | None = None
+    rehearsal: Path | None = None
+
+
+class Run:
+    """A run's folder; `state` is run.json."""
+
+    def __init__(self, folder: Path, state: dict[str, Any]) -> None:
+        self.folder, self.state = folder, state
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint.safetensors"
+
+    @property
+    def lessons(self) -> Path:
+        return self.folder / "lessons.npz"
+
+    @property
+    def step(self) -> int:
+        """Steps done, as the log has it."""
+        steps = [line["step"] for line in read_log(self.folder) if "lr" in line]
+        return steps[-1] if steps else 0
+
+    def note(self, **changes: Any) -> None:
+        """Change run.json."""
+        self.state |= changes
+        write_text(self.folder / "run.json", json.dumps(self.state, indent=1, default=str) + "\n")
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log; a last line that a kill cut short is left out."""
+    lines = []
+    for line in (folder / "log.jsonl").read_text().splitlines() if (folder / "log.jsonl").exists() else []:
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+def find_run(order: Order, *, resume: bool = False, restart: bool = False, replace_old: bool = False) -> Run:
+    """The run of an order: a new one, or the unfinished one that the same order began.
+
+    Raises:
+        NightschoolError: it was begun before and neither resume nor restart is given, or the name is taken by
+            an adapter that may not be replaced.
+        NotFound: there is nothing to resume.
+    """
+    check_name(order.name)
+    identity = _identity(order)
+    folder = runs_dir() / identity
+    begun = _read_state(folder)
+    unfinished = begun is not None and begun["status"] != "done"
+    if resume and not unfinished:
+        raise NotFound("No unfinished run of this very command was found; leave --resume away to begin it.")
+    if unfinished and begun is not None and not restart:
+        run = Run(folder, begun)
+        if not resume and run.checkpoint.exists():
+            raise NightschoolError(
+                f"This run was begun before and stands at step {run.step}: "
+                "add --resume to go on, or --restart to begin again."
+            )
+        return run
+    if not replace_old and any(True for _ in _taken(order.name)):
+        raise NightschoolError(
+            f"There is an adapter named {order.name!r} already; "
+            "choose another --name, or add --replace to put the new one in its place."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():
+        old.unlink()
+    run = Run(folder, {"id": identity, "status": "begun", "order": asdict(order)})
+    run.note()
+    return run
+
+
+def _taken(name: str) -> Iterator[Adapter]:
+    try:
+        yield find_adapter(name)
+    except NotFound:
+        return
+
+
+def _read_state(folder: Path) -> dict[str, Any] | None:
+    try:
+        state: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        return state
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+def _identity(order: Order) -> str:
+    files = [*order.data, *(path for path in (order.valid, order.rehearsal) if path)]
+    parts = {
+        "base": base_hash(find_base(order.base).path),
+        "files": [_file_hash(path) for path in files],
+        "order": {k: v for k, v in asdict(order).items() if k not in ("base", "data", "valid", "rehearsal")},
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def _file_hash(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise NotFound(f"There is no readable file {str(path)!r}.") from error
+
+
+def carry_out(order: Order, run: Run) -> Generator[Event, None, Adapter]:
+    """Do a run to its end; the value is the saved adapter. Closing it between two events saves."""
+    meter = Meter()
+    base = find_base(order.base)
+    file = open_gguf(base.path)
+    config = read_config(file)
+    order = replace(order, settings=_with_recipe(order))
+    lessons, valid, ctx = yield from _prepared(order, run, base.path, config)
+    if "settings" in run.state:  # chosen when the run began; choosing again might choose differently
+        settings = from_dict(run.state["settings"])
+    else:
+        settings = resolve(_with_recipe_batch(order, lessons), config, lessons)
+    shapes = choose(trainable_shapes(file), settings.targets)
+    need = memory.check(config, shapes, settings, longest=max(len(each.tokens) for each in lessons))
+    yield Notice(_described(settings, lessons, need))
+    model = yield from load_model(file, lessons, settings, ctx=ctx)
+    settings = replace(settings, precision=model.precision)
+    run.note(settings=as_dict(settings), status="training", lessons=len(lessons))
+    assert settings.rank and settings.alpha
+    lora = Lora(shapes, rank=settings.rank, alpha=settings.alpha, seed=settings.seed, device=settings.device)
+    yield from _logged(train(model, lora, lessons, settings, valid=valid, checkpoint=run.checkpoint), run)
+    adapter = save_adapter(
+        order.name,
+        lora.weights(),
+        alpha=settings.alpha,
+        rank=settings.rank,
+        base=file,
+        card=_card(order, run, settings, lessons) | {"receipt": asdict(meter.receipt())},
+    )
+    run.note(status="done", adapter=order.name)
+    for finished in (run.checkpoint, run.lessons):  # the log and run.json stay
+        finished.unlink(missing_ok=True)
+    return adapter
+
+
+def _with_recipe(order: Order) -> TrainSettings:
+    """The recipe's published settings under those that the person gave."""
+    if order.recipe is None:
+        return order.settings
+    recipe, given, plain = RECIPES[order.recipe], as_dict(order.settings), as_dict(TrainSettings())
+    names = {field.name for field in fields(recipe)} & set(plain)
+    published = {name: getattr(recipe, name) for name in names if given[name] == plain[name]}
+    return from_dict(given | published)
+
+
+def _prepared(
+    order: Order, run: Run, base: Path, config: Config
+) -> Generator[Event, None, tuple[list[Lesson], list[Lesson], int]]:
+    """The lessons to train and to validate on, and the context of serving; read back when made before."""
+    if run.lessons.exists():
+        return _load_lessons(run.lessons)
+    limit = order.settings.max_tokens or min(DEFAULT_MAX_TOKENS, config.context)
+    if limit > config.context:
+        raise NightschoolError(
+            f"--max-tokens {limit} is more than the {config.context} tokens that {order.base} can read."
+        )
+    sets = {"train": order.data, "valid": (order.valid,), "rehearsal": (order.rehearsal,)}
+    read = {
+        name: [
+            each
+            for path in paths
+            if path
+            for each in load_dataset(
+                path, format=order.format, columns=order.columns if name == "train" else None
+            )
+        ]
+        for name, paths in sets.items()
+    }
+    made: dict[str, LessonSet] = {}
+    with Engine(base) as engine:
+        for name, conversations in read.items():
+            recipe = RECIPES[order.recipe] if order.recipe else None
+            made[name] = yield from make_lessons(conversations, engine, max_tokens=limit, recipe=recipe)
+        ctx = engine.settings.ctx
+    lessons = made["train"].lessons
+    if not lessons:
+        raise DataError(f"{order.data[0]} gives nothing to learn: no lesson has a target token.")
+    if made["rehearsal"].lessons and order.settings.rehearsal:
+        lessons = mix(lessons, made["rehearsal"].lessons, order.settings.rehearsal, seed=order.settings.seed)
+    _save_lessons(run.lessons, lessons, made["valid"].lessons, ctx)
+    return lessons, made["valid"].lessons, ctx
+
+
+def _with_recipe_batch(order: Order, lessons: Sequence[Lesson]) -> TrainSettings:
+    """A recipe counts its batch in lessons; ours are counted in tokens."""
+    if order.recipe is None or order.settings.batch_tokens is not None:
+        return order.settings
+    mean = sum(len(each.tokens) for each in lessons) / len(lessons)
+    return replace(order.settings, batch_tokens=round(RECIPES[order.recipe].batch * mean))
+
+
+def _save_lessons(path: Path, lessons: Sequence[Lesson], valid: Sequence[Lesson], ctx: int) -> None:
+    both = [*lessons, *valid]
+    with atomic_write(path) as draft, draft.open("wb") as file:
+        np.savez_compressed(
+            file,
+            tokens=np.concatenate([each.tokens for each in both]),
+            targets=np.concatenate([each.targets for each in both]),
+            lengths=np.array([len(each.tokens) for each in both]),
+            counts=np.array([len(lessons), len(valid), ctx]),
+        )
+
+
+def _load_lessons(path: Path) -> tuple[list[Lesson], list[Lesson], int]:
+    try:
+        with np.load(path, allow_pickle=False) as saved:
+            ends = saved["lengths"].cumsum()[:-1]
+            pieces = zip(np.split(saved["tokens"], ends), np.split(saved["targets"], ends), strict=True)
+            lessons = [Lesson(tokens, targets) for tokens, targets in pieces]
+            count, _, ctx = (int(value) for value in saved["counts"])
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise FileFormatError(f"{path} is damaged; begin the run again with --restart.") from error
+    return lessons[:count], lessons[count:], ctx
+
+
+def _described(settings: TrainSettings, lessons: Sequence[Lesson], need: memory.Need) -> str:
+    tokens = sum(len(each.tokens) for each in lessons)
+    assert settings.lr and settings.epochs
+    return (
+        f"{len(lessons):,} lessons, {tokens:,} tokens, {settings.epochs:g} epochs in steps of "
+        f"{settings.batch_tokens:,} tokens; LoRA rank {settings.rank}, alpha {settings.alpha:g}, on "
+        f"{' '.join(settings.targets)}; learning rate {settings.lr:.2g} {settings.schedule}; "
+        f"about {need.total / 1e9:.1f} GB of memory"
+    )
+
+
+def _logged(events: Iterator[Event], run: Run) -> Iterator[Event]:
+    """Pass events on and write the steps to the run's log."""
+    with (run.folder / "log.jsonl").open("a", encoding="utf-8") as log:
+        last = time.monotonic()
+        for event in events:
+            if isinstance(event, (TrainStep, Validation)):
+                now = time.monotonic()
+                log.write(json.dumps(asdict(event) | {"seconds": round(now - last, 4)}) + "\n")
+                log.flush()
+                last = now
+            yield event
+
+
+def _card(order: Order, run: Run, settings: TrainSettings, lessons: Sequence[Lesson]) -> dict[str, Any]:
+    """What the adapter will say of its making; base, rank, alpha and date are added when it is saved."""
+    log = read_log(run.folder)
+    steps = [line for line in log if "lr" in line]
+    seconds = sum(line["seconds"] for line in log)
+    tokens = sum(line["tokens"] for line in steps)
+    return {
+        "run": run.folder.name,
+        "sources": [{"file": path.name, "sha256": _file_hash(path)} for path in order.data],
+        "recipe": order.recipe,
+        "settings": as_dict(settings),
+        "lessons": len(lessons),
+        "training": {
+            "steps": max((line["step"] for line in steps), default=0),
+            "tokens": tokens,
+            "seconds": round(seconds, 2),
+            "tokens_per_s": round(tokens / max(seconds, 1e-9), 1),
+            "first_loss": steps[0]["loss"] if steps else None,
+            "last_loss": steps[-1]["loss"] if steps else None,
+            "validation": [line for line in log if "lr" not in line],
+        },
+    }
