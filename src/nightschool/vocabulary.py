@@ -64,7 +64,7 @@ def read_vocabulary(folder: Path, config: dict[str, Any], rows: int) -> tuple[di
             path = folder / "tokenizer.model"
             table, metadata = _from_sentencepiece(path, rows)
             _add_listed_tokens(table, folder, settings)
-        metadata |= _marks(table, metadata, settings, config | _optional(folder / "generation_config.json"))
+        metadata |= _marks(table, metadata, settings, (config, _optional(folder / "generation_config.json")))
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, struct.error) as error:
         raise FileFormatError(f"{str(path)!r} is not a tokenizer of a known form ({error!r}).") from error
     metadata |= table.metadata() | _chat_template(folder, settings)
@@ -305,7 +305,8 @@ def _from_sentencepiece(path: Path, rows: int) -> tuple[_Table, dict[str, Any]]:
                 "Its tokenizer is Unigram with byte tokens, which llama.cpp cannot imitate."
             )
         metadata["tokenizer.ggml.remove_extra_whitespaces"] = bool(normalizer.get(4, 1))
-        metadata["tokenizer.ggml.precompiled_charsmap"] = list(normalizer.get(2, b""))
+        if charsmap := normalizer.get(2):
+            metadata["tokenizer.ggml.precompiled_charsmap"] = list(charsmap)
     return table, metadata
 
 
@@ -357,16 +358,23 @@ def _add_listed_tokens(table: _Table, folder: Path, settings: dict[str, Any]) ->
 
 
 def _marks(
-    table: _Table, metadata: dict[str, Any], settings: dict[str, Any], config: dict[str, Any]
+    table: _Table, metadata: dict[str, Any], settings: dict[str, Any], configs: tuple[dict[str, Any], ...]
 ) -> dict[str, Any]:
-    """The numbers of the tokens with a part to play, and whether a text gets them by itself."""
+    """The numbers of the tokens with a part to play, and whether a text gets them by itself.
+
+    `configs` are config.json and generation_config.json, the first with numbers, the second with all ends.
+    """
     found: dict[str, Any] = {}
     roles = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
     for role, name in roles.items():
-        index = _token_id(table, settings.get(f"{role}_token"), config.get(f"{role}_token_id"))
+        numbers = [config.get(f"{role}_token_id") for config in configs]
+        index = _token_id(table, settings.get(f"{role}_token"), numbers)
         if index is not None:
             found[f"tokenizer.ggml.{name}_token_id"] = index
-    turn_end = _end_of_turn(table, config.get("eos_token_id"), found.get("tokenizer.ggml.eos_token_id"))
+    ends = next(
+        (ends for config in reversed(configs) if isinstance(ends := config.get("eos_token_id"), list)), []
+    )
+    turn_end = _end_of_turn(table, ends, found.get("tokenizer.ggml.eos_token_id"))
     if turn_end is not None:
         found["tokenizer.ggml.eot_token_id"] = turn_end
     spm = metadata["tokenizer.ggml.model"] == "llama"
@@ -379,19 +387,21 @@ def _marks(
     return found
 
 
-def _token_id(table: _Table, token: Any, number: Any) -> int | None:
+def _token_id(table: _Table, token: Any, numbers: list[Any]) -> int | None:
     text = token.get("content") if isinstance(token, dict) else token
     if text in table.ids:
         return table.ids[text]
-    if isinstance(number, list):
-        number = number[0] if number else None
-    return number if isinstance(number, int) and 0 <= number < len(table.texts) else None
+    for number in numbers:
+        first = number[0] if isinstance(number, list) and number else number
+        if isinstance(first, int) and 0 <= first < len(table.texts):
+            return first
+    return None
 
 
-def _end_of_turn(table: _Table, numbers: Any, eos: int | None) -> int | None:
+def _end_of_turn(table: _Table, ends: list[int], eos: int | None) -> int | None:
     """Of several tokens that end an answer, the one besides EOS that ends a turn, by its name."""
-    others = [number for number in numbers if number != eos] if isinstance(numbers, list) else []
-    names = ((number, table.texts[number].lower()) for number in others if 0 <= number < len(table.texts))
+    known = (number for number in ends if number != eos and 0 <= number < len(table.texts))
+    names = ((number, table.texts[number].lower()) for number in known)
     return next((number for number, name in names if "eot" in name or "end" in name), None)
 
 
