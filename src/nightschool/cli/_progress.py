@@ -135,7 +135,7 @@ class _Live(_Screen):
             self.losses.append(event.loss)
             self.update("training", event.step, event.total, event=event, curve=curve(self.losses))
         else:
-            self.update(event.task, event.done, event.total, event=event)
+            self.update(event.task, event.done, event.total, event=event, unit=event.unit)
 
     def update(self, name: str, done: int, total: int | None, **fields: Any) -> None:
         if self.task is None or self.task[0] != name:
@@ -155,10 +155,10 @@ class _Details(ProgressColumn):
                 left: float | None = eta_s
             case Progress(_, done, total, unit):
                 parts, left = [_amount(done, total, unit)], task.time_remaining
-                if unit == "bytes" and task.speed:
-                    parts.append(f"{size_text(task.speed)}/s")
         if left and not task.finished:
             parts.append(f"{duration_text(left)} left")
+        if task.fields.get("unit") == "bytes" and task.speed:
+            parts.append(f"{size_text(task.speed)}/s")
         parts.append(task.fields.get("curve", ""))  # last: what a narrow window cuts off
         return Text("  ".join(parts), no_wrap=True, overflow="ellipsis")
 
