@@ -50,8 +50,8 @@ def engine(folder):
 
 @pytest.fixture
 def lonely(folder):
-    """One slot, no adapters: a process of its own for tests that break it."""
-    with Engine(folder / "base.gguf") as engine:
+    """One slot, no adapters, room for long answers: a process of its own for tests that break it."""
+    with Engine(folder / "base.gguf", ctx=4096) as engine:
         yield engine
 
 
@@ -171,7 +171,7 @@ def test_a_refusal_carries_the_reason(engine):
 
 
 def test_a_closed_stream_frees_its_slot(lonely):
-    stream = lonely.stream_chat(HELLO, max_tokens=400, **GREEDY)
+    stream = lonely.stream_chat(HELLO, max_tokens=4000, **GREEDY)
     next(stream)
     stream.close()
     start = time.perf_counter()
@@ -260,7 +260,7 @@ def test_an_adapter_that_is_not_loaded_is_named(engine):
 
 
 def test_an_adapter_arrives_while_an_answer_is_being_written(lonely, folder):
-    asked = {"messages": HELLO, "max_tokens": 400, "seed": 1, **GREEDY}
+    asked = {"messages": HELLO, "max_tokens": 3000, **GREEDY}
     whole = lonely.chat(**asked)
     old = lonely._process.pid
     stream = lonely.stream_chat(**asked)
@@ -272,6 +272,18 @@ def test_an_adapter_arrives_while_an_answer_is_being_written(lonely, folder):
     assert gone(old)
     lonely.remove_adapter("a")
     assert lonely.adapters == {} and lonely.chat(**asked) == whole
+
+
+def test_closing_ends_a_replaced_process_too(folder):
+    with Engine(folder / "base.gguf", ctx=4096) as engine:
+        stream = engine.stream_chat(HELLO, max_tokens=4000, **GREEDY)
+        next(stream)
+        old = engine._process.pid
+        engine.add_adapter("a", folder / "a.gguf")
+        assert psutil.pid_exists(old)
+    assert gone(old)
+    with pytest.raises(EngineError):
+        list(stream)
 
 
 def test_adapters_come_and_go_under_load_and_no_request_fails(lonely, folder):
@@ -317,13 +329,13 @@ def test_a_killed_engine_answers_the_next_request(lonely):
 def test_a_request_during_which_the_engine_dies_is_asked_again(lonely):
     killer = threading.Timer(0.05, os.kill, (lonely._process.pid, signal.SIGKILL))
     killer.start()
-    answer = lonely.complete("the stone", max_tokens=450, **GREEDY)
+    answer = lonely.complete("the stone", max_tokens=1000, **GREEDY)
     killer.join()
-    assert answer["content"] == lonely.complete("the stone", max_tokens=450, **GREEDY)["content"]
+    assert answer["tokens"] == lonely.complete("the stone", max_tokens=1000, **GREEDY)["tokens"]
 
 
 def test_a_broken_stream_fails_with_one_sentence_and_the_next_one_works(lonely):
-    stream = lonely.stream_chat(HELLO, max_tokens=450, **GREEDY)
+    stream = lonely.stream_chat(HELLO, max_tokens=4000, **GREEDY)
     next(stream)
     os.kill(lonely._process.pid, signal.SIGKILL)
     with pytest.raises(EngineError, match="stopped before the answer was complete .*signal 9.*Ask again"):

@@ -57,7 +57,6 @@ class EngineProcess:
         )
         self.lora = lora
         self.in_flight = 0
-        self.retired = False
         self._child = child
 
     @property

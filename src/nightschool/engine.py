@@ -95,8 +95,9 @@ class Engine:
         self._adapters = dict(adapters or {})
         for path in self._adapters.values():
             _check_adapter(path, self._model)
-        self._state = threading.Lock()  # guards the four fields below and EngineProcess.in_flight
+        self._state = threading.Lock()  # guards the fields below and EngineProcess.in_flight
         self._closed = False
+        self._draining: set[EngineProcess] = set()  # replaced, with an answer still under way
         self._starting = threading.Lock()  # held while a process starts: one at a time
         self._process = self._launch(self._adapters)
 
@@ -113,7 +114,9 @@ class Engine:
         with self._starting:
             with self._state:
                 self._closed = True
-            self._process.stop()
+                processes = [self._process, *self._draining]
+            for process in processes:
+                process.stop()
 
     # Text ---------------------------------------------------------------------------------------
 
@@ -357,7 +360,9 @@ class Engine:
     def _release(self, process: EngineProcess) -> None:
         with self._state:
             process.in_flight -= 1
-            done = process.retired and process.in_flight == 0
+            done = process in self._draining and process.in_flight == 0
+            if done:
+                self._draining.remove(process)
         if done:
             process.stop()
 
@@ -371,8 +376,9 @@ class Engine:
         """From now on requests go to `process`; the old one ends with its last answer."""
         with self._state:
             old, self._process = self._process, process
-            old.retired = True
             idle = old.in_flight == 0
+            if not idle:
+                self._draining.add(old)
         if idle:
             old.stop()
 
