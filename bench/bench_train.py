@@ -1,20 +1,21 @@
 """How fast does Nightschool train, beside PEFT + transformers on the same machine?
 
     python bench/bench_train.py --shape 135M                  documents of 256 tokens, all of them targets
-    python bench/bench_train.py --shape 1B --data alpaca      the lengths of Alpaca's lessons; needs --alpaca-file
-    python bench/bench_train.py --shape 7B --quant Q4_0 --peer none
+    python bench/bench_train.py --shape 1B --data alpaca      the lengths of Alpaca's lessons; needs
+    --alpaca-file python bench/bench_train.py --shape 7B --quant Q4_0 --peer none
 
-Both sides train a LoRA of rank 16 on all linear layers of a random model of the shape, on the same token ids, the same
-lessons a step, AdamW. Ours reads a GGUF of --quant and picks its precision; the peer holds bfloat16 weights, as its
-users do on a CPU. Each side runs in a process of its own, first ours, then the peer's, in turn --repeats times, with
-the same allocator settings (glibc asked to keep and not to return memory); nothing else may run meanwhile. Where the comparison is unfair to
-the peer: transformers pads a batch to its longest lesson (with --data equal there is nothing to pad), and computes
-logits for every token; both are how it is used. Where it is unfair to us: the peer's weights are not quantised, so it
-does no unpacking at load; loading is not timed on either side.
+Both sides train a LoRA of rank 16 on all linear layers of a random model of the shape, on the same token ids,
+the same lessons a step, AdamW. Ours reads a GGUF of --quant and picks its precision; the peer holds bfloat16
+weights, as its users do on a CPU. Each side runs in a process of its own, ours and the peer's in turn,
+--repeats times, with the same allocator settings (glibc asked to keep and not to return memory); nothing else
+may run meanwhile. Where the comparison is unfair to the peer: transformers pads a batch to its longest lesson
+(with --data equal there is nothing to pad), and computes logits for every token; both are how it is used.
+Where it is unfair to us: the peer's weights are not quantised, so it does no unpacking at load; loading is
+not timed on either side.
 
-Theory: a step of T tokens multiplies each frozen weight twice (forward and gradient to the input; none to the weight),
-so 4·N·T operations for N weights. `gemm_share` is that rate over the rate of the machine's best int8 product of the
-shape's widest matrix: 1.0 would be a trainer that does nothing but multiply.
+Theory: a step of T tokens multiplies each frozen weight twice (forward and gradient to the input; none to the
+weight), so 4·N·T operations for N weights. `gemm_share` is that rate over the rate of the machine's best int8
+product of the shape's widest matrix: 1.0 would be a trainer that does nothing but multiply.
 
 Prints a table, then one JSON line.
 """
@@ -34,16 +35,14 @@ from typing import Any
 
 import numpy as np
 
-SHAPES = {  # width, ffn, layers, heads, kv heads, vocabulary, tied: SmolLM, TinyLlama and Llama 2
-    "tiny": (256, 768, 4, 4, 2, 4096, True),
-    "135M": (576, 1536, 30, 9, 3, 49152, True),
-    "360M": (960, 2560, 32, 15, 5, 49152, True),
-    "1B": (2048, 5632, 22, 32, 4, 32000, False),
-    "7B": (4096, 11008, 32, 32, 32, 32000, False),
-    "13B": (5120, 13824, 40, 40, 40, 32000, False),
-}
+from nightschool.gguf import TensorType
+from nightschool.shapes import SHAPES, write_random
+
 RANK = 16
-ALLOCATOR = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=17179869184:glibc.malloc.trim_threshold=17179869184"}
+ALLOCATOR = {
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=17179869184"
+    ":glibc.malloc.trim_threshold=17179869184"
+}
 Lesson = tuple[np.ndarray, np.ndarray]  # tokens (T,), targets (T,)
 
 
@@ -54,7 +53,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="nightschool-bench-") as folder:
         options.gguf = str(Path(folder) / "random.gguf")
-        write_random(Path(options.gguf), options.shape, options.quant)
+        write_random(Path(options.gguf), SHAPES[options.shape], TensorType[options.quant])
         runs: dict[str, list[dict[str, Any]]] = {"ours": [], "peft": []}
         for _ in range(options.repeats):
             for role in ("ours", "peft") if options.peer == "peft" else ("ours",):
@@ -63,7 +62,9 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shape", choices=SHAPES, default="135M")
     parser.add_argument("--quant", choices=("Q8_0", "Q4_0", "Q4_K"), default="Q8_0")
     parser.add_argument("--data", choices=("equal", "alpaca"), default="equal")
@@ -90,7 +91,10 @@ def run_role(role: str, options: argparse.Namespace) -> dict[str, Any]:
         check=True,
     )
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    print(f"{role:>5}: {result['tokens_per_s']:8.1f} tokens/s  {result['peak_rss_bytes'] / 1e9:5.2f} GB", flush=True)
+    print(
+        f"{role:>5}: {result['tokens_per_s']:8.1f} tokens/s  {result['peak_rss_bytes'] / 1e9:5.2f} GB",
+        flush=True,
+    )
     return result
 
 
@@ -124,13 +128,13 @@ def report(options: argparse.Namespace, runs: dict[str, list[dict[str, Any]]]) -
     print(json.dumps(row))
 
 
-# ── the data: the same token ids for both ───────────────────────────────────────────────────────────────────────────
+# ── the data: the same token ids for both ───────────────────────────────────────────────────────────────────
 
 
 def lessons_by_step(options: argparse.Namespace) -> Iterator[list[Lesson]]:
     """Endless steps of about --batch-tokens tokens, from a fixed seed."""
     rng = np.random.default_rng(0)
-    vocabulary = SHAPES[options.shape][5]
+    vocabulary = SHAPES[options.shape].vocabulary
     lengths = _lengths(options, rng)
     while True:
         step: list[Lesson] = []
@@ -153,53 +157,7 @@ def _lengths(options: argparse.Namespace, rng: np.random.Generator) -> Iterator[
         yield min(prompt, 400), min(max(len(record["output"]) // 4, 1), 112)
 
 
-# ── ours ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def write_random(path: Path, shape: str, quant: str) -> None:
-    """A llama-architecture GGUF of random weights, written from one random chunk over and over."""
-    from nightschool.gguf import TensorType, write_gguf
-    from nightschool.quants import quantize
-
-    import torch
-
-    width, ffn, layers, heads, kv_heads, vocabulary, tied = SHAPES[shape]
-    kind = TensorType[quant]
-    generator = torch.Generator().manual_seed(0)
-
-    def matrix(rows: int, columns: int) -> Any:
-        use = kind if kind != TensorType.Q4_K or columns % 256 == 0 else TensorType.Q8_0
-        chunk = quantize(torch.randn(min(rows, 256), columns, generator=generator) * 0.02, use).reshape(min(rows, 256), -1)
-        return use, (rows, columns), np.resize(chunk, (rows, chunk.shape[1]))
-
-    def tensors() -> Iterator[Any]:
-        kv = width // heads * kv_heads
-        ones = np.ones(width, np.float32)
-        yield "token_embd.weight", *matrix(vocabulary, width)
-        for i in range(layers):
-            yield f"blk.{i}.attn_norm.weight", TensorType.F32, (width,), ones
-            for name, rows, columns in (
-                ("attn_q", width, width), ("attn_k", kv, width), ("attn_v", kv, width), ("attn_output", width, width),
-            ):  # fmt: skip
-                yield f"blk.{i}.{name}.weight", *matrix(rows, columns)
-            yield f"blk.{i}.ffn_norm.weight", TensorType.F32, (width,), ones
-            for name, rows, columns in (("ffn_gate", ffn, width), ("ffn_up", ffn, width), ("ffn_down", width, ffn)):
-                yield f"blk.{i}.{name}.weight", *matrix(rows, columns)
-        yield "output_norm.weight", TensorType.F32, (width,), ones
-        if not tied:
-            yield "output.weight", *matrix(vocabulary, width)
-
-    metadata = {
-        "general.architecture": "llama",
-        "llama.block_count": layers,
-        "llama.embedding_length": width,
-        "llama.feed_forward_length": ffn,
-        "llama.attention.head_count": heads,
-        "llama.attention.head_count_kv": kv_heads,
-        "llama.attention.layer_norm_rms_epsilon": 1e-5,
-        "llama.context_length": 2048,
-    }
-    write_gguf(path, metadata, tensors())
+# ── ours ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def ours(options: argparse.Namespace) -> dict[str, Any]:
@@ -231,7 +189,10 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
         loop.accumulate(model, lora, pieces, settings, step)
         optimiser.update(1e-4)
         spent.append((time.perf_counter() - started, sum(len(x.tokens) for x in lessons), len(lessons)))
-    frozen = sum(out * width for out, width in model.trainable().values()) + model.head.shape[0] * model.head.shape[1]
+    frozen = (
+        sum(out * width for out, width in model.trainable().values())
+        + model.head.shape[0] * model.head.shape[1]
+    )
     return measured(spent[2:]) | {
         "frozen_weights": frozen,
         "precision": model.precision,
@@ -243,7 +204,7 @@ def int8_rate(shape: str) -> float:
     """Operations a second of the best plain int8 product of the shape's gate and up projections, 512 tokens."""
     import torch
 
-    width, ffn = SHAPES[shape][:2]
+    width, ffn = SHAPES[shape].width, SHAPES[shape].ffn
     x = torch.randint(-127, 127, (512, width), dtype=torch.int8)
     w = torch.randint(-127, 127, (2 * ffn, width), dtype=torch.int8)
     times = []
@@ -264,7 +225,7 @@ def measured(spent: list[tuple[float, int, int]]) -> dict[str, Any]:
     }
 
 
-# ── the peer ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the peer ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def peft(options: argparse.Namespace) -> dict[str, Any]:
@@ -273,11 +234,17 @@ def peft(options: argparse.Namespace) -> dict[str, Any]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.set_num_threads(options.threads or os.cpu_count() or 1)
-    width, ffn, layers, heads, kv_heads, vocabulary, tied = SHAPES[options.shape]
+    shape = SHAPES[options.shape]
     config = LlamaConfig(
-        hidden_size=width, intermediate_size=ffn, num_hidden_layers=layers, num_attention_heads=heads,
-        num_key_value_heads=kv_heads, vocab_size=vocabulary, tie_word_embeddings=tied, use_cache=False,
-    )  # fmt: skip
+        hidden_size=shape.width,
+        intermediate_size=shape.ffn,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        vocab_size=shape.vocabulary,
+        tie_word_embeddings=shape.tied,
+        use_cache=False,
+    )
     torch.set_default_dtype(torch.bfloat16)
     base = LlamaForCausalLM(config)
     model = get_peft_model(base, LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear"))

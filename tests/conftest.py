@@ -1,4 +1,4 @@
-"""Shared by all tests: a home of its own for each, and the public data beside the checkout when it is there."""
+"""Shared by all tests: a home of its own for each, and the public data where it lies beside the checkout."""
 
 from pathlib import Path
 

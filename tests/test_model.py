@@ -1,8 +1,8 @@
 """The decoder against llama.cpp, the definition of right: next-token log-probabilities on the same file.
 
 llama.cpp rounds what it multiplies: keys and values to float16, and beside a quantised matrix the activations
-to 8 bits. So the two agree to about 2e-3 on F32 and to a few percent on quantised files; TOLERANCE states what is
-allowed for the likeliest tokens. Our own precisions are then held against our own exact one, which
+to 8 bits. So the two agree to about 2e-3 on F32 and to a few percent on quantised files; TOLERANCE states
+what is allowed for the likeliest tokens. Our own precisions are then held against our own exact one, which
 tests/test_quants.py ties to the file.
 """
 

@@ -1,9 +1,9 @@
 """Exams: closed-book questions asked through the engine, and how well general text is still predicted.
 
-An exam is a JSONL file of {"question", "answer", "aliases"?}. An answer is right when the expected words stand
-in it, in order and next to each other, lower-cased and without punctuation and articles (as SQuAD's script has
-it, arXiv:1606.05250). Only the first words of a reply are read, so that listing everything does not help, and
-every reply is kept, so that a person can judge for themselves.
+An exam is a JSONL file of {"question", "answer", "aliases"?}. An answer is right when the expected words
+stand in it, in order and next to each other, lower-cased and without punctuation and articles (as SQuAD's
+script has it, arXiv:1606.05250). Only the first words of a reply are read, so that listing everything does
+not help, and every reply is kept, so that a person can judge for themselves.
 
 Forgetting is the relative rise of perplexity on text that has nothing to do with the lessons.
 """

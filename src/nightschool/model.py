@@ -266,7 +266,13 @@ class Model:
     """
 
     def __init__(
-        self, file: GGUFFile, precision: Precision = "fp32", *, device: str = "cpu", ctx: int = 0
+        self,
+        file: GGUFFile,
+        precision: Precision = "fp32",
+        *,
+        device: str = "cpu",
+        ctx: int = 0,
+        layers: int | None = None,
     ) -> None:
         self.config = read_config(file)
         self.file, self.precision, self.device = file, precision, device
@@ -277,11 +283,11 @@ class Model:
         self.tables = _rope_tables(self.config, self._optional, self.ctx)
         self.embedding = PackedRows(file, ["token_embd.weight"], [None])
         self.final_norm = self._vector("output_norm.weight")
-        self.layers = [self._layer(i) for i in range(self.config.layers)]
+        self.layers = [self._layer(i) for i in range(self.config.layers if layers is None else layers)]
         head = "output.weight" if "output.weight" in file.tensors else "token_embd.weight"
         self.head = self._head(head)
         self.unused -= {"token_embd.weight"}
-        if self.unused:
+        if self.unused and layers is None:
             raise UnsupportedModel(
                 f"{file.path.name} has tensors that a {self.config.architecture} model does not use here: "
                 f"{', '.join(sorted(self.unused)[:3])}. It is of a variant that is not supported."
@@ -465,6 +471,10 @@ class Model:
         if layer.post_ffn_norm is not None:
             y = ops.rms_norm(y, layer.post_ffn_norm, config.eps)
         return x + y
+
+    def loss(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Summed loss of hidden (M, width) against labels (M,), and how many labels came first."""
+        return ops.cross_entropy_sum(hidden, self.head, labels)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (M, width) → (M, vocabulary), for a few positions: training has ops.cross_entropy_sum."""

@@ -1,4 +1,4 @@
-"""Where things lie: the home folder, its parts, the package's own data; and files written whole or not at all."""
+"""Where things lie: the home folder, the package's own data; and files written whole or not at all."""
 
 import os
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ def package_data(name: str) -> Path:
 def atomic_write(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; rename it over `path` when the block ends well, else remove it.
 
-    The bytes are on the disk before the name changes, so a kill at any moment leaves the old file or the new one.
+    The bytes are on the disk before the name changes: a kill at any moment leaves the old file or the new.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft")

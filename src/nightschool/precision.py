@@ -51,7 +51,7 @@ class Agreement:
 def load_model(
     file: GGUFFile, lessons: Sequence[Lesson], settings: TrainSettings, *, ctx: int = 0
 ) -> Generator[Event, None, Model]:
-    """Load a base in the precision that `settings` names, or in the fastest that agrees with exact arithmetic.
+    """Load a base in the precision that `settings` names, or in the fastest that agrees with the exact one.
 
     Yields what was tried and found; the generator's value is the model.
     """
@@ -64,13 +64,13 @@ def load_model(
         model = yield from _load(file, "bf16", piece, device=settings.device, ctx=ctx)
         return model
     config = read_config(file)
-    speeds = {precision: _operations_per_s(precision, config) for precision in CANDIDATES}
+    speeds = {precision: operations_per_s(precision, config) for precision in CANDIDATES}
     for precision in sorted(CANDIDATES, key=lambda name: -speeds[name]):
         model = yield from _load(file, precision, piece, ctx=ctx)
         found = compare(model, piece, settings)
         yield Notice(
-            f"{precision}: {speeds[precision] / 1e9:,.0f} GOP/s here; against exact arithmetic on your lessons "
-            f"the loss differs by {found.loss:.2%}, the gradients agree to {found.gradient:.4f}"
+            f"{precision}: {speeds[precision] / 1e9:,.0f} GOP/s here; against exact arithmetic on your "
+            f"lessons the loss differs by {found.loss:.2%}, the gradients agree to {found.gradient:.4f}"
             + ("" if found.close else ": not close enough")
         )
         if found.close:
@@ -104,7 +104,7 @@ def _sample(lessons: Sequence[Lesson]) -> Batch:
     return next(iter(pack(taken or [lessons[0]], batch_tokens=1 << 30, seed=0, epoch=0)))
 
 
-def _operations_per_s(precision: Precision, config: Config) -> float:
+def operations_per_s(precision: Precision, config: Config) -> float:
     """Forward and backward through a matrix like the model's widest, 512 tokens."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(min(2 * config.ffn, 4096), config.width, generator=generator)

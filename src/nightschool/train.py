@@ -21,7 +21,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nightschool import ops
 from nightschool.errors import FileFormatError, NightschoolError
 from nightschool.events import Event, TrainStep, Validation
 from nightschool.lessons import Batch, Lesson, pack
@@ -185,7 +184,7 @@ def _loss(
     tokens = torch.from_numpy(piece.tokens).long().to(model.device)
     hidden = model.read(piece, pairs, dropout=dropout, recompute=recompute)
     places = _predicted(piece).nonzero().flatten().to(model.device)
-    return ops.cross_entropy_sum(hidden[places], model.head, tokens[places + 1])
+    return model.loss(hidden[places], tokens[places + 1])
 
 
 def evaluate(model: Model, pairs: Pairs, lessons: Sequence[Lesson], settings: TrainSettings) -> Measure:

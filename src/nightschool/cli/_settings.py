@@ -14,7 +14,6 @@ CHOICES = {
     "precision": ("auto", "int8", "bf16", "fp32", "packed"),
     "device": ("cpu", "cuda", "mps"),
 }
-KINDS = {"int": int, "int | None": int, "float": float, "float | None": float}
 
 
 def train_options(command: Command) -> Command:
@@ -39,7 +38,7 @@ def train_options(command: Command) -> Command:
     return command
 
 
-def _number(annotation: Any) -> click.ParamType:
+def _number(annotation: Any) -> click.IntRange | click.FloatRange:
     """int or float, never negative."""
     if "int" in str(annotation):
         return click.IntRange(min=0)

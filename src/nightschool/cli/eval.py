@@ -21,7 +21,7 @@ import click
 def command(
     exam: Path, stack_text: str, before: bool, general: Path | None, slots: int, as_json: bool
 ) -> None:
-    """Ask the questions of EXAM (JSONL with "question" and "answer"), closed-book, and count the right answers.
+    """Ask the questions of EXAM (JSONL with "question" and "answer"), closed-book, and count what is right.
 
     \b
     Examples:

@@ -78,8 +78,9 @@ def command(data: tuple[Path, ...], base: str, as_json: bool, **options: Any) ->
     training = adapter.card["training"]
     click.echo(
         f"{adapter.name}: {training['steps']} steps, {training['tokens']:,} tokens "
-        f"in {training['seconds']:,.0f} s, loss {training['first_loss']:.3f} → {training['last_loss']:.3f}\n{adapter.folder}"
+        f"in {training['seconds']:,.0f} s, loss {training['first_loss']:.3f} → {training['last_loss']:.3f}"
     )
+    click.echo(adapter.folder)
     click.echo(f"Talk to it: nightschool chat -m {base}+{adapter.name}", err=True)
 
 

@@ -1,0 +1,89 @@
+"""nightschool demo: see it work on the embedded model."""
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from nightschool.demo import Findings
+
+
+@click.command(short_help="See it work: teach the embedded model a page of notes, in minutes.")
+@click.option("--json", "as_json", is_flag=True, help="End with one line of JSON: the figures.")
+def command(as_json: bool) -> None:
+    """Teach the embedded model a page of notes that no model can know, and examine it before and after.
+
+    Takes about two minutes on two cores. The adapter stays: talk to it with `nightschool chat -m ember+demo`.
+
+    \b
+    Examples:
+      nightschool demo
+      nightschool demo --json
+    """
+    from rich.console import Console  # these load rich and torch
+
+    from nightschool.cli._progress import show
+    from nightschool.cli.train import until_interrupted
+    from nightschool.demo import demonstrate, notes
+
+    out = Console(stderr=as_json, highlight=False)
+    text = notes().read_text(encoding="utf-8").strip()
+    out.rule("a page of notes that no model can know", align="left")
+    out.print(text.split("\n\n")[1] + "\n\n[dim]… the whole page: " + str(notes()) + "[/dim]\n")
+    out.rule("before · night school · after", align="left")
+    findings: Findings = show(until_interrupted(demonstrate(), "Run the demo again: it takes minutes."))
+    _report(findings, out)
+    if as_json:
+        click.echo(json.dumps(findings.as_json()))
+
+
+def _report(findings: "Findings", out: "Console") -> None:
+    from rich.table import Table  # rich is slow to load
+
+    after, figures = findings.after, findings.as_json()
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 1, 0))
+    for title in ("asked, without the notes in sight", "before", "after"):
+        table.add_column(title, header_style="bold")
+    for first, second in findings.shown:
+        table.add_row(
+            second.question.question, _marked(first.reply, first.right), _marked(second.reply, second.right)
+        )
+    out.print(table)
+    count = len(after.answers)
+    out.print(
+        f"Exam: [bold]{findings.before.recall:.0%} → {after.recall:.0%}[/bold] of {count} questions, "
+        "in wordings that stand in no lesson."
+    )
+    out.print(
+        f"Forgetting: {after.forgetting:+.1%} perplexity on general text "
+        f"({after.perplexity_before:.1f} → {after.perplexity:.1f})."
+    )
+    receipt = findings.receipt
+    out.print(
+        f"Receipt: {receipt.seconds:.0f} s in all; {figures['train_tokens']:,} lesson tokens in "
+        f"{figures['train_s']:.0f} s ({figures['train_tokens_per_s']:,.0f} tokens/s); "
+        f"{receipt.peak_rss_bytes / 1e9:.2f} GB; {receipt.energy_j / 1000:.1f} kJ "
+        f"({receipt.energy_source}); {receipt.cost_eur * 100:.3f} euro cents."
+    )
+    out.rule("files", align="left")
+    for file in sorted(findings.adapter.folder.iterdir()):
+        out.print(f"  {file}  [dim]{file.stat().st_size / 1e6:.1f} MB[/dim]", soft_wrap=True)
+    out.rule("next", align="left")
+    for line in (
+        "nightschool chat -m ember+demo                    talk to it",
+        "nightschool adapters show demo                    its card",
+        "nightschool export demo --to gguf -o demo.gguf    for llama.cpp, Ollama, LM Studio",
+        "nightschool pull owner/model:Q4_K_M               a larger base",
+        "nightschool train examples.jsonl -m <base>        your own lessons",
+    ):
+        out.print("  " + line)
+
+
+def _marked(reply: str, right: bool) -> str:
+    from rich.markup import escape  # rich is slow to load
+
+    colour, mark = ("green", "✓") if right else ("red", "✗")
+    return f"[{colour}]{mark}[/{colour}] {escape(reply)}"
