@@ -4,8 +4,8 @@
                     adapter_model.safetensors  the same for PEFT, with adapter_config.json
                     card.json                  what the adapter says of itself
 
-An adapter carries the hash of its base's tensors (`nightschool.base_hash` in its metadata): llama.cpp would load
-it onto any base of the same shape, and talk nonsense. A stack is written `base+work@0.5+style`.
+An adapter carries the hash of its base's tensors (`nightschool.base_hash` in its metadata): llama.cpp would
+load it onto any base of the same shape, and talk nonsense. A stack is written `base+work@0.5+style`.
 """
 
 import json
@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from nightschool.errors import AdapterMismatch, FileFormatError, NotFound, UnsupportedModel
 from nightschool.gguf import GGUFFile, TensorToWrite, TensorType, open_gguf, write_gguf
-from nightschool.hub import base_hash
+from nightschool.hub import base_hash, find_base
 from nightschool.paths import adapters_dir
 from nightschool.peft import CONFIG, MODEL, Array, Weights, write_peft
 
@@ -106,7 +107,7 @@ def split_base(text: str) -> tuple[str, list[str]]:
     parts = text.split("+")
     for count in range(len(parts), 0, -1):
         base = "+".join(parts[:count])
-        if base and Path(base).expanduser().is_file():
+        if os.path.isfile(os.path.expanduser(base)):  # unlike Path's, never raises
             return base, parts[count:]
     if not parts[0]:
         raise NotFound(
@@ -127,6 +128,24 @@ def parse_part(part: str, text: str) -> tuple[str, float]:
             "as in ember+work@0.5."
         )
     return name, scale
+
+
+def as_stack(text: str) -> Stack:
+    """A stack as `parse_stack` reads it, or the name of one adapter: that, on the base it was trained on."""
+    if (adapters_dir() / text / GGUF).is_file() and NAME.fullmatch(text):
+        base = find_adapter(text).card.get("base", {})
+        return Stack(usable_base(base), ((text, 1.0),))
+    return parse_stack(text)
+
+
+def usable_base(base: Mapping[str, str]) -> str:
+    """The name of an adapter's base if it goes by that here, else the path where it was."""
+    name = base.get("name", "")
+    try:
+        find_base(name)
+    except NotFound:
+        return base.get("path", name)
+    return name
 
 
 def check_name(name: str) -> None:
@@ -221,7 +240,7 @@ def remove_adapter(name: str) -> None:
 
 
 def check_only_adapter(folder: Path) -> None:
-    """Raise unless the folder may be deleted or replaced: no link, and nothing in it but an adapter's files."""
+    """Raise unless the folder may be deleted: it is no link, and holds nothing but an adapter's files."""
     others = sorted({entry.name for entry in folder.iterdir()} - FILES)
     if others or folder.is_symlink():
         what = f"also holds {', '.join(others[:5])}" if others else "is a link"
@@ -314,10 +333,15 @@ def sync(path: Path) -> None:
 
 
 def put_back(folder: Path) -> None:
-    """Undo what a kill in the middle of `whole_folder` left: nothing under the name, the old one aside."""
+    """Clear up after a kill in the middle of `whole_folder`: the old one aside, drafts of dead processes."""
     old = folder.with_name(f".{folder.name}.old")
     if old.is_dir() and not folder.exists():
         old.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    for draft in folder.parent.glob(f".{folder.name}.*.draft"):
+        process = draft.name.split(".")[-2]
+        if process.isdecimal() and not psutil.pid_exists(int(process)):
+            shutil.rmtree(draft, ignore_errors=True)
 
 
 def write_lora(path: Path, lora: LoraWeights, *, name: str, half: bool = False) -> None:

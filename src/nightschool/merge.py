@@ -1,8 +1,8 @@
 """Put adapters into their base: one GGUF that needs no adapter any more.
 
-Each matrix an adapter changes becomes W + sum of scale · alpha/rank · B A, computed in float32 a few rows at a
-time, and is packed again; everything else is copied bit for bit. Packing loses a little of the adapter where the
-base has few bits: `type` asks for more.
+Each matrix an adapter changes becomes W + sum of scale · alpha/rank · B A, computed in float32 a few rows at
+a time, and is packed again; everything else is copied bit for bit. Packing loses a little of the adapter
+where the base has few bits: `type` asks for more.
 """
 
 from collections.abc import Iterator, Sequence
@@ -48,8 +48,7 @@ def merge(
     tensors = [merged(base, tensor, lora, type) for tensor in base.tensors.values()]
     yield from notices(base, tensors, lora)
     for progress in writing(out, base.metadata, tensors, types=base.metadata_types):
-        yield Progress("merging", progress.done, progress.total)
-    yield Notice(f"{out} holds the base and {len(adapters)} adapter{'s' * (len(adapters) > 1)} in one.")
+        yield Progress("merging", progress.done, progress.total, "bytes")
 
 
 def merged(base: GGUFFile, tensor: Tensor, lora: LoraWeights, type: TensorType | None) -> TensorToWrite:
