@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import write_tiny
 
-from nightschool.errors import FileFormatError, NotFound, UnsupportedModel
+from nightschool.errors import FileFormatError, NightschoolError, NotFound, UnsupportedModel
 from nightschool.gguf import (
     BLOCK,
     MAX_ARRAY_ITEMS,
@@ -80,7 +80,7 @@ def assert_reads_as_the_package_reads(path: Path) -> None:
         assert np.array_equal(ours.data(tensor.name), tensor.data.view(np.uint8).ravel())
 
 
-@pytest.mark.parametrize("name", VOCABULARIES)
+@pytest.mark.parametrize("name", VOCABULARIES[:2])  # the package takes seconds for each
 def test_real_vocabularies_read_as_the_package_reads_them(shared, name):
     assert_reads_as_the_package_reads(shared / "tokenizers" / f"ggml-vocab-{name}.gguf")
 
@@ -181,6 +181,12 @@ def test_a_failed_write_leaves_the_old_file_and_no_draft(tmp_path):
     stopped.close()
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.gguf"]
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(NightschoolError, match="cannot be written: "):
+        write_sample(tmp_path / "file" / "a.gguf")
 
 
 def test_tensors_are_made_one_at_a_time_and_not_kept(tmp_path):
@@ -409,7 +415,7 @@ def test_no_damage_to_the_tensor_list_does_more_than_be_refused(small, folder, e
 def test_no_damage_to_a_real_vocabulary_does_more_than_be_refused(shared, folder, name):
     original = (shared / "tokenizers" / f"ggml-vocab-{name}.gguf").read_bytes()
 
-    @settings(fuzzing, max_examples=40)
+    @settings(fuzzing, max_examples=25)
     @given(edits=edits, near_start=st.booleans())
     def check(edits, near_start):
         damaged = mutate(original, edits, reach=1500 if near_start else len(original))
@@ -431,6 +437,6 @@ def test_a_large_vocabulary_opens_fast(tmp_path):
     words = [f"token{i}" for i in range(150_000)]
     metadata = {"tokenizer.ggml.tokens": words, "tokenizer.ggml.merges": words, "scores": [0.5] * len(words)}
     write_gguf(tmp_path / "a.gguf", metadata, [])
-    start = time.perf_counter()
+    start = time.process_time()
     assert open_gguf(tmp_path / "a.gguf").metadata["tokenizer.ggml.tokens"][-1] == "token149999"
-    assert time.perf_counter() - start < 1.5  # 0.1 s on the slowest machine at hand; tests share theirs
+    assert time.process_time() - start < 1.0  # about 0.1 s

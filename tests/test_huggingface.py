@@ -315,6 +315,7 @@ DAMAGES = {
     "shape .405, 64., not .405, 32.": lambda f: change_config(f, hidden_size=32),
     "'layers.2.self_attn.q_proj.weight' is missing": lambda f: change_config(f, num_hidden_layers=3),
     "no place for the tensor 'layers.1": lambda f: change_config(f, num_hidden_layers=1),
+    "'lm_head.weight' is missing": lambda f: change_weights(f, **{"lm_head.weight": None}),
     "'norm.weight' is missing": lambda f: change_weights(f, **{"model.norm.weight": None}),
     "no place for the tensor 'extra'": lambda f: change_weights(f, extra=torch.zeros(2)),
     "is stored as I8": lambda f: change_weights(

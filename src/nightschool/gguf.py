@@ -24,12 +24,12 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from math import prod
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
-from nightschool.errors import FileFormatError, NotFound, UnsupportedModel
+from nightschool.errors import FileFormatError, NightschoolError, NotFound, UnsupportedModel
 from nightschool.events import Progress
 from nightschool.paths import atomic_write
 
@@ -446,27 +446,34 @@ def writing(
     A tensor is (name, type, shape in torch order, data). Data is bytes, an array, or a function that returns
     these or an iterator of pieces: called when its turn comes, so that a model never sits in memory.
     A value's type follows from the Python value (`type_of`) unless `types` names another.
-    Raises ValueError for tensors that contradict themselves.
+    Raises ValueError for tensors that contradict themselves, NightschoolError where the disk refuses.
     """
     tensors = list(tensors)
     alignment = int(metadata.get("general.alignment", DEFAULT_ALIGNMENT))
     sizes = [size_of(type, shape) for _, type, shape, _ in tensors]
-    total = sum(sizes)
     header = _header(metadata, types or {}, _tensor_infos(tensors, sizes, alignment))
-    with atomic_write(path) as draft, draft.open("wb") as file:
-        file.write(header)
-        file.write(bytes(-len(header) % alignment))
-        done = 0
-        for (name, _, _, data), size in zip(tensors, sizes, strict=True):
-            written = 0
-            for piece in _pieces(data):
-                file.write(piece)
-                written += len(piece)
-                yield Progress("writing", done + written, total)
-            if written != size:
-                raise ValueError(f"tensor {name!r} should have {size} bytes, but {written} came")
-            file.write(bytes(-size % alignment))
-            done += size
+    try:
+        with atomic_write(path) as draft, draft.open("wb") as file:
+            file.write(header + bytes(-len(header) % alignment))
+            yield from _write_tensors(file, tensors, sizes, alignment)
+    except OSError as error:
+        raise NightschoolError(f"{str(path)!r} cannot be written: {error.strerror or error}.") from error
+
+
+def _write_tensors(
+    file: IO[bytes], tensors: list[TensorToWrite], sizes: list[int], alignment: int
+) -> Iterator[Progress]:
+    done, total = 0, sum(sizes)
+    for (name, _, _, data), size in zip(tensors, sizes, strict=True):
+        written = 0
+        for piece in _pieces(data):
+            file.write(piece)
+            written += len(piece)
+            yield Progress("writing", done + written, total)
+        if written != size:
+            raise ValueError(f"tensor {name!r} should have {size} bytes, but {written} came")
+        file.write(bytes(-size % alignment))
+        done += size
 
 
 def _header(metadata: Mapping[str, Any], types: Mapping[str, MetadataType], infos: list[bytes]) -> bytes:

@@ -349,7 +349,8 @@ def _index(folder: Path) -> dict[str, Stored]:
 def _weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        files = [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+        names = sorted(set(read_json(index)["weight_map"].values()))
+        files = [folder / Path(name).name for name in names]  # beside the index, wherever it may point
     elif (folder / "model.safetensors").is_file():
         files = [folder / "model.safetensors"]
     else:
@@ -376,8 +377,7 @@ def _short_name(name: str) -> str:
 def _tensors(config: Config, stored: dict[str, Stored]) -> Iterator[SourceTensor]:
     """Everything under GGUF's names. Raises FileFormatError for what is missing or has another shape."""
     left = dict(stored)
-    tied = config.raw.get("tie_word_embeddings", False)
-    if tied:
+    if _is_tied(config):
         left.pop("lm_head.weight", None)
     for name, their_name, shape, needed in _expected(config, stored):
         found = left.pop(their_name, None)
@@ -408,10 +408,15 @@ def _expected(config: Config, stored: dict[str, Stored]) -> Expected:
     embedding = (stored["embed_tokens.weight"].shape[0], config.width)
     yield "token_embd.weight", "embed_tokens.weight", embedding, True
     yield "output_norm.weight", "norm.weight", (config.width,), True
-    yield "output.weight", "lm_head.weight", embedding, False
+    yield "output.weight", "lm_head.weight", embedding, not _is_tied(config)
     for layer in range(config.layers):
         for ours, theirs, shape, needed in _expected_in_layer(config):
             yield f"blk.{layer}.{ours}", f"layers.{layer}.{theirs}", shape, needed
+
+
+def _is_tied(config: Config) -> bool:
+    """Whether the embedding serves as output matrix too; llama.cpp then finds no output.weight."""
+    return bool(config.raw.get("tie_word_embeddings", False))
 
 
 def _expected_in_layer(config: Config) -> Expected:
