@@ -201,7 +201,7 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def int8_rate(shape: str) -> float:
-    """Operations a second of the best plain int8 product of the shape's gate and up projections, 512 tokens."""
+    """Operations a second of the best plain int8 product of the shape's gate and up projections."""
     import torch
 
     width, ffn = SHAPES[shape].width, SHAPES[shape].ffn

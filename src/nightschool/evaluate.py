@@ -112,9 +112,9 @@ def _from_dataset(path: Path) -> list[Question]:
 
 
 def normalise(text: str) -> list[str]:
-    """The words of a text: lower case, no punctuation, no articles."""
+    """The words of a text: lower case, no punctuation, no articles unless there is nothing else."""
     bare = re.sub(r"[^\w\s]", " ", text.lower().replace("'s", "").replace("\u2019s", ""))
-    return ARTICLES.sub(" ", bare).split()
+    return ARTICLES.sub(" ", bare).split() or bare.split()
 
 
 def is_right(reply: str, question: Question) -> bool:

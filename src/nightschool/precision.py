@@ -56,7 +56,7 @@ def load_model(
     Yields what was tried and found; the generator's value is the model.
     """
     torch.set_num_threads(settings.threads or torch.get_num_threads())
-    piece = _sample(lessons)
+    piece = sample(lessons)
     if settings.precision != "auto":
         model = yield from _load(file, settings.precision, piece, device=settings.device, ctx=ctx)
         return model
@@ -93,7 +93,7 @@ def _load(
     return model
 
 
-def _sample(lessons: Sequence[Lesson]) -> Batch:
+def sample(lessons: Sequence[Lesson]) -> Batch:
     """The first lessons, SAMPLE_TOKENS long together."""
     taken, left = [], SAMPLE_TOKENS
     for lesson in lessons:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from nightschool.errors import FileFormatError, NightschoolError
 from nightschool.events import Event, TrainStep, Validation
-from nightschool.lessons import Batch, Lesson, pack
+from nightschool.lessons import Batch, Lesson, collate, pack, plan
 from nightschool.lora import Lora
 from nightschool.model import Config, Model, Pairs
 from nightschool.paths import atomic_write
@@ -78,18 +78,21 @@ class Steps:
         self.lessons, self.settings = lessons, settings
         self.accumulate = max(1, round(settings.batch_tokens / settings.micro_tokens))
         self.starts = [0]  # first step of each epoch
+        self.lengths = [len(lesson.tokens) for lesson in lessons]
         for epoch in range(math.ceil(settings.epochs)):
-            self.starts.append(self.starts[-1] + math.ceil(len(self._pieces(epoch)) / self.accumulate))
+            self.starts.append(self.starts[-1] + math.ceil(len(self._plan(epoch)) / self.accumulate))
         whole = self.starts[-1] - self.starts[-2]
         part = settings.epochs - (len(self.starts) - 2)
         self.total = self.starts[-2] + max(1, round(whole * part))
         if settings.max_steps:
             self.total = min(self.total, settings.max_steps)
 
-    def _pieces(self, epoch: int) -> list[Batch]:
-        settings = self.settings
-        assert settings.micro_tokens
-        return list(pack(self.lessons, batch_tokens=settings.micro_tokens, seed=settings.seed, epoch=epoch))
+    def _plan(self, epoch: int) -> list[list[int]]:
+        """Which lessons each piece of an epoch holds."""
+        assert self.settings.micro_tokens
+        return plan(
+            self.lengths, batch_tokens=self.settings.micro_tokens, seed=self.settings.seed, epoch=epoch
+        )
 
     def __call__(self, first: int) -> Iterator[tuple[int, list[Batch]]]:
         """(step, its pieces) from step `first` on, counted from 0."""
@@ -97,10 +100,10 @@ class Steps:
             start, stop = self.starts[epoch], min(self.starts[epoch + 1], self.total)
             if stop <= first:
                 continue
-            pieces = self._pieces(epoch)
+            order = self._plan(epoch)
             for step in range(max(first, start), stop):
                 at = (step - start) * self.accumulate
-                yield step, pieces[at : at + self.accumulate]
+                yield step, [collate(self.lessons, piece) for piece in order[at : at + self.accumulate]]
 
 
 def train(

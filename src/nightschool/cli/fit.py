@@ -46,7 +46,7 @@ def command(threads: int, as_json: bool) -> None:
         return
     _table(found)
     click.echo(
-        "\nAn evening is four hours; lessons of 256 tokens, half of them learned, LoRA rank 16 on all layers. "
+        "\nAn evening is four hours; lessons of 256 tokens, half of them learned; LoRA rank 16 on all. "
         f"{free_bytes() / 1e9:.1f} GB of memory are free now."
     )
 
