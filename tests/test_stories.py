@@ -12,8 +12,8 @@ from nightschool.gguf import TensorType, open_gguf
 from nightschool.model import Model
 from nightschool.ops import Documents
 
-STORIES = 100
-BITS = {"stories3M-q80": (0.6, 0.8), "stories260K": (1.0, 1.25)}  # bits per byte that such models have
+STORIES = 40
+BITS = {"stories3M-q80": (0.4, 0.8), "stories260K": (0.9, 1.25)}  # bits per byte that such models have
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +49,9 @@ def test_bits_per_byte_are_those_of_run_c(converted, references, stories, name):
         assert found == pytest.approx(expected, rel=allowed), precision
 
 
-@pytest.mark.parametrize(("type", "allowed"), [("F32", 0.02), ("Q8_0", 0.15), ("Q4_0", 0.2)])
+@pytest.mark.parametrize(("type", "allowed"), [("F32", 0.002), ("Q8_0", 0.03), ("Q4_0", 0.03)])
 @pytest.mark.parametrize("name", MODELS)
-def test_log_probabilities_agree_with_llama_cpp(shared, tmp_path, stories, name, type, allowed):
+def test_next_token_probabilities_agree_with_llama_cpp(shared, tmp_path, stories, name, type, allowed):
     path = tmp_path / "story.gguf"
     tokens = shared / "models" / {"stories260K": "tok512.bin", "stories3M-q80": "tok4096.bin"}[name]
     run(shared / "models" / f"{name}.bin", path, type=TensorType[type], tokenizer=tokens)
@@ -63,5 +63,6 @@ def test_log_probabilities_agree_with_llama_cpp(shared, tmp_path, stories, name,
             for length in (2, 30, len(ids)):
                 answer = engine.complete(ids[:length], max_tokens=1, n_probs=10, temperature=0.0)
                 top = answer["completion_probabilities"][0]["top_logprobs"]
-                gaps = [entry["logprob"] - float(mine[length - 1, entry["id"]]) for entry in top]
-                assert math.sqrt(sum(gap**2 for gap in gaps) / len(gaps)) < allowed
+                row = mine[length - 1].exp()
+                apart = sum(abs(math.exp(entry["logprob"]) - float(row[entry["id"]])) for entry in top) / 2
+                assert apart < allowed  # total variation over the ten likeliest tokens
