@@ -292,6 +292,8 @@ def shape_of(fields: Any) -> str | None:
         return "alpaca"
     if any(prompt in fields and answer in fields for prompt, answer in PAIRS):
         return "pairs"
+    if isinstance(fields.get("text"), str):
+        return "chat"
     return None
 
 
@@ -349,6 +351,8 @@ def checked(conversation: Conversation) -> Conversation:
             raise BadExample(f"has a NUL character in a {message.role} turn")
         if any("\ud800" <= char <= "\udfff" for char in message.content):
             raise BadExample(f"has half a surrogate pair in a {message.role} turn")
+    if conversation.is_document:
+        return conversation
     roles = [message.role for message in conversation.messages]
     turns = roles[1:] if roles[:1] == ["system"] else roles
     if "system" in turns:
@@ -372,8 +376,10 @@ def text_of(fields: Mapping[str, Any], name: str) -> str:
 
 
 def parse_chat(fields: Mapping[str, Any]) -> Conversation:
-    """OpenAI's fine-tuning format."""
+    """OpenAI's fine-tuning format; a line with nothing but a `text` is plain text, all of it learned."""
     messages = fields.get("messages")
+    if messages is None and text_of(fields, "text").strip():
+        return Conversation((Message(DOCUMENT, text_of(fields, "text")),))
     if not isinstance(messages, list) or not messages:
         raise BadExample(
             "has no list 'messages'" if "messages" not in fields else "'messages' is not a list of messages"
