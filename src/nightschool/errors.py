@@ -10,6 +10,7 @@ NightschoolError         caught at the edges: the CLI prints it as one line
 ├── NotEnoughMemory      a plan that does not fit into the free memory of this machine
 ├── EngineError          llama.cpp could not be started, died, or refused a request
 │   └── ContextFull      a conversation that is longer than the engine's context
+├── StoreError           the database of this home is damaged, too new, or held by another command
 └── DownloadError        a pull that failed: unreachable, refused, or the bytes do not match
 """
 
@@ -56,3 +57,7 @@ class ContextFull(EngineError):
 
 class DownloadError(NightschoolError):
     """A download failed, or its bytes are not the promised ones."""
+
+
+class StoreError(NightschoolError):
+    """The database is damaged, of a later version, or held by another command."""
