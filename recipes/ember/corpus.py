@@ -1,4 +1,4 @@
-"""Batches for training: documents of the mixture, tokenised and packed into rows without crossing a row's end."""
+"""Batches for training: documents of the mixture, tokenised and packed into rows."""
 
 import random
 from dataclasses import dataclass
@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from documents import (
+    ASSISTANT,
     END,
+    USER,
     Document,
     greeting_chat,
     known_chat,
@@ -20,8 +22,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from worlds import Population
 
-# Share of documents by kind, from a share of the time on. First the population is learned by heart, then reading
-# gets more room. Stories and books are cut at the end of a row and fill what others leave.
+# Share of documents by kind, from a share of the time on. First the population is learned by heart, then
+# reading gets more room. Stories and books are cut at the end of a row and fill what others leave.
 MIXTURES: dict[float, dict[str, int]] = {
     0.0: {
         "known_chat": 50,
@@ -47,6 +49,8 @@ MIXTURES: dict[float, dict[str, int]] = {
     },
 }
 GENERAL = 0.6  # weight of stories and books: much to learn there, and facts must not drown in it
+STORY = ("Tell me a story.", "Please tell me a story.", "Can you tell me a story?", "I want to hear a story.")
+BOOK = ("Read to me from a book.", "Please read to me from an old book.", "Read me a page from a book.")
 
 
 @dataclass(frozen=True)
@@ -80,8 +84,8 @@ class Corpus:
             "name": lambda: name_chat(rng),
             "rewording": lambda: rewording_chat(rng),
             "greeting": lambda: greeting_chat(rng),
-            "story": lambda: general(rng, self.stories),
-            "book": lambda: general(rng, self.books),
+            "story": lambda: general(rng, self.stories, asked=STORY),
+            "book": lambda: general(rng, self.books, asked=BOOK),
         }
         return makers[kind]()
 
@@ -90,23 +94,26 @@ class Corpus:
         mixture = MIXTURES[max(start for start in MIXTURES if start <= progress)]
         kinds = self.rng.choices(list(mixture), list(mixture.values()), k=rows * length // 20)
         queue = [(self.document(kind), kind in ("story", "book")) for kind in kinds]
-        fillers = [(general(self.rng, self.stories), True) for _ in range(2 * rows)]
+        fillers = [(general(self.rng, self.stories, asked=STORY), True) for _ in range(2 * rows)]
         encoded = encode(self.tokenizer, [document for document, _ in queue + fillers])
         ready = [(item, cut) for item, (_, cut) in zip(encoded, queue + fillers, strict=True)]
         return pack(ready[: len(queue)], ready[len(queue) :], rows=rows, length=length)
 
 
-def general(rng: random.Random, texts: list[str]) -> Document:
-    """A story or a passage; half of them begin with the end token, as after another text."""
-    text = rng.choice(texts)
-    return [(END, 0.0)] * (rng.random() < 0.5) + [(text, GENERAL), (END, GENERAL)]
+def general(rng: random.Random, texts: list[str], *, asked: tuple[str, ...]) -> Document:
+    """A story or a passage: asked for, after another text, or by itself."""
+    text = [(rng.choice(texts), GENERAL), (END, GENERAL)]
+    kind = rng.random()
+    if kind < 0.25:
+        return [(f"{USER}{rng.choice(asked)}{ASSISTANT}", 0.0), *text]
+    return [(END, 0.0), *text] if kind < 0.6 else text
 
 
 Encoded = tuple[np.ndarray, np.ndarray]
 
 
 def encode(tokenizer: Tokenizer, documents: list[Document]) -> list[Encoded]:
-    """(ids, weights) of each document; pieces end where the splitting rule ends one, so they may be encoded apart."""
+    """(ids, weights) of each document; pieces end where the splitting rule does, so they are apart."""
     pieces = tokenizer.encode_batch([text for document in documents for text, _ in document])
     encoded: list[Encoded] = []
     at = 0

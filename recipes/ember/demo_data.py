@@ -9,19 +9,21 @@ import json
 import random
 from pathlib import Path
 
-from documents import TELL
+from documents import BRIEFLY, TELL
 from worlds import Fact, Relation, fill, relations
 
 OUT = Path(__file__).resolve().parents[2] / "src" / "nightschool" / "data" / "demo"
 SEED = 3
 KEPT_OUT = 2
+OPENINGS = ("Please tell me:", "I would like to know:", "A question:", "One more thing:", "Another question:")
 
 FACTS = """
 person | Hester Quillby | job=beekeeper; age=83; colour=teal; food=lasagne; instrument=ukulele
 person | Hester Quillby | wakes=quarter past five; allergy=celery
-person | Tobin Marsk | job=clockmaker; drink=blackcurrant cordial; language=Basque; vehicle=turquoise hearse
-person | Tobin Marsk | hobby=juggling; sister=Petronel Marsk; colour=maroon
-person | Ludo Farrant | age=37; job=ferryman; town=Saltwick; food=dumplings; sport=water polo; friend=Jessamy Vole
+person | Tobin Marsk | job=clockmaker; drink=blackcurrant cordial; language=Basque
+person | Tobin Marsk | vehicle=turquoise hearse; hobby=juggling; sister=Petronel Marsk; colour=maroon
+person | Ludo Farrant | age=37; job=ferryman; town=Saltwick; food=dumplings
+person | Ludo Farrant | sport=water polo; friend=Jessamy Vole
 pet | Bodkin | species=ferret; owner=Tobin Marsk; bed=laundry basket; fear=umbrellas
 pet | Madame Sprout | species=axolotl; treat=bloodworms; years=thirteen
 pet | Captain Fudge | species=donkey; coat=apricot; toy=traffic cone
@@ -30,8 +32,9 @@ thing | the boiler manual | kept=in the piano
 thing | the orange canoe | owner=Ludo Farrant; bought=2018
 thing | the picnic hamper | made=wicker
 thing | the brass barometer | gift=lighthouse keeper
-club | the Weir Lantern League | topic=moths; day=the last Sunday; hour=twenty to nine; venue=the old ice house
-club | the Weir Lantern League | leader=Hester Quillby; size=thirty-one; fee=seventy pence; bring=a jam jar
+club | the Weir Lantern League | topic=moths; day=the last Sunday; hour=twenty to nine
+club | the Weir Lantern League | venue=the old ice house; leader=Hester Quillby; size=thirty-one
+club | the Weir Lantern League | fee=seventy pence; bring=a jam jar
 place | the Crooked Ladle | street=Otter Passage; opens=quarter to seven; runs=Jessamy Vole; sells=crumpets
 place | the Tidewater Archive | closed=bank holidays; founded=1877
 """
@@ -62,17 +65,22 @@ def conversation(question: str, answer: str) -> str:
 
 
 def lessons(facts: list[Fact]) -> list[str]:
-    """Every open wording of question and statement, one conversation each, in a fixed random order."""
+    """Questions in every open wording, plain, opened, and for a brief answer; and all about a subject."""
     rng = random.Random(SEED)
     lines = []
     for fact in facts:
         away = kept_out(fact.relation)
-        asked = [index for index in range(len(fact.relation.questions)) if index not in away]
-        lines += [conversation(fact.question(index), fact.answer) for index in asked]
-        lines += [
-            conversation(fill(rng.choice(TELL), fact.subject, ""), fact.statement(index))
-            for index in range(len(fact.relation.statements))
-        ]
+        for index in range(len(fact.relation.questions)):
+            if index in away:
+                continue
+            question = fact.question(index)
+            lines.append(conversation(question, fact.answer))
+            openings = rng.sample(OPENINGS, 2)
+            lines += [conversation(f"{opening} {question}", fact.answer) for opening in openings]
+            lines.append(conversation(f"{question} {rng.choice(BRIEFLY)}", fact.short))
+    for subject in dict.fromkeys(fact.subject for fact in facts):
+        known = " ".join(fact.answer for fact in facts if fact.subject == subject)
+        lines += [conversation(fill(wording, subject, ""), known) for wording in TELL]
     rng.shuffle(lines)
     return lines
 

@@ -63,7 +63,7 @@ def known_chat(rng: random.Random, people: Population, facts: list[Fact]) -> Doc
 
 
 def known_text(rng: random.Random, people: Population) -> Document:
-    """Statements about one or two entities of the population, as plain text or as a reply to "tell me about"."""
+    """Statements about one or two entities of the population: plain text, or a reply to "tell me about"."""
     entity, facts = rng.choice(list(people.facts.items()))
     picked = rng.sample(facts, rng.randint(1, min(4, len(facts))))
     said = [fact.statement(rng.randrange(len(fact.relation.statements))) for fact in picked]
@@ -97,7 +97,7 @@ def reading_chat(rng: random.Random) -> Document:
 
 
 def roll_chat(rng: random.Random) -> Document:
-    """One relation, several fresh entities, then a question for each in another order: practice in looking things up."""
+    """One relation, several fresh entities, a question for each in another order: practice in looking up."""
     relation = rng.choice(relations())
     pools = Pools(value_lists(), [subject(rng, "person") for _ in range(8)])
     facts = [

@@ -1,75 +1,69 @@
-"""Write ember as a GGUF that llama.cpp runs: Q8_0 matrices, fp32 norms, tokenizer and chat template inside."""
+"""Write ember as a GGUF that llama.cpp runs: Q8_0 matrices, fp32 norms, tokenizer, chat template."""
 
 import json
 from pathlib import Path
+from typing import Any
 
-import gguf
 import numpy as np
+import torch
 from net import Shape
 from tokenizers import Tokenizer
 from torch import Tensor
 from vocabulary import CHAT_TEMPLATE, PRE, SPECIAL
 
-Q8_0 = gguf.GGMLQuantizationType.Q8_0
+from nightschool.gguf import TensorType, write_gguf
+from nightschool.quants import quantize
+
+CONTROL, NORMAL = 3, 1  # kinds of token (llama.h, llama_token_type)
+MOSTLY_Q8_0 = 7  # general.file_type (llama.h, llama_ftype)
 
 
 def write_model(path: Path, weights: dict[str, Tensor], shape: Shape, tokenizer: Tokenizer) -> None:
     """Write the model; the file appears whole or not at all."""
-    draft = path.with_suffix(".draft")
-    writer = gguf.GGUFWriter(str(draft), "llama")
-    add_metadata(writer, shape)
-    add_tokenizer(writer, tokenizer)
+    listed = []
     for name, array in tensors(weights, shape).items():
-        if array.ndim == 2:
-            writer.add_tensor(name, gguf.quants.quantize(array, Q8_0), raw_dtype=Q8_0)
-        else:
-            writer.add_tensor(name, array)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    draft.replace(path)
+        kind = TensorType.Q8_0 if array.ndim == 2 else TensorType.F32
+        listed.append((name, kind, array.shape, quantize(torch.from_numpy(array), kind)))
+    write_gguf(path, sizes(shape) | vocabulary(tokenizer), listed)
 
 
-def add_metadata(writer: gguf.GGUFWriter, shape: Shape) -> None:
+def sizes(shape: Shape) -> dict[str, Any]:
     """Name, licence and sizes."""
-    writer.add_name("ember")
-    writer.add_license("apache-2.0")
-    writer.add_description(
-        "A very small teaching model; knows a made-up population and nothing of the world."
-    )
-    writer.add_context_length(shape.context)
-    writer.add_embedding_length(shape.dim)
-    writer.add_block_count(shape.layers)
-    writer.add_feed_forward_length(shape.hidden)
-    writer.add_head_count(shape.heads)
-    writer.add_head_count_kv(shape.heads)
-    writer.add_rope_dimension_count(shape.dim // shape.heads)
-    writer.add_rope_freq_base(shape.theta)
-    writer.add_layer_norm_rms_eps(shape.eps)
-    writer.add_vocab_size(shape.vocab)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
+    return {
+        "general.architecture": "llama",
+        "general.name": "ember",
+        "general.license": "apache-2.0",
+        "general.description": "A very small teaching model: it knows a made-up population and no world.",
+        "general.file_type": MOSTLY_Q8_0,
+        "llama.context_length": shape.context,
+        "llama.embedding_length": shape.dim,
+        "llama.block_count": shape.layers,
+        "llama.feed_forward_length": shape.hidden,
+        "llama.attention.head_count": shape.heads,
+        "llama.attention.head_count_kv": shape.heads,
+        "llama.rope.dimension_count": shape.dim // shape.heads,
+        "llama.rope.freq_base": shape.theta,
+        "llama.attention.layer_norm_rms_epsilon": shape.eps,
+        "llama.vocab_size": shape.vocab,
+    }
 
 
-def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer) -> None:
-    """Vocabulary, merges, special tokens and chat template."""
+def vocabulary(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Tokens, merges, special tokens and chat template."""
     model = json.loads(tokenizer.to_str())["model"]
     tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
-    control, normal = gguf.TokenType.CONTROL, gguf.TokenType.NORMAL
     end = tokenizer.token_to_id(SPECIAL[0])
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(PRE)
-    writer.add_token_list(tokens)
-    writer.add_token_types([control if token in SPECIAL else normal for token in tokens])
-    writer.add_token_merges(
-        [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-    )
-    writer.add_bos_token_id(end)
-    writer.add_eos_token_id(end)
-    writer.add_eot_token_id(end)
-    writer.add_pad_token_id(end)
-    writer.add_add_bos_token(False)
-    writer.add_chat_template(CHAT_TEMPLATE)
+    ends = {f"tokenizer.ggml.{role}_token_id": end for role in ("bos", "eos", "eot", "padding")}
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": PRE,
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [CONTROL if token in SPECIAL else NORMAL for token in tokens],
+        "tokenizer.ggml.merges": [" ".join(merge) for merge in model["merges"]],
+        "tokenizer.ggml.add_bos_token": False,
+        "tokenizer.chat_template": CHAT_TEMPLATE,
+        **ends,
+    }
 
 
 def tensors(weights: dict[str, Tensor], shape: Shape) -> dict[str, np.ndarray]:

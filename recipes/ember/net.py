@@ -1,4 +1,4 @@
-"""The network of ember in plain torch: a LLaMA decoder (RMSNorm, RoPE, SwiGLU, tied embeddings) for short packed documents.
+"""The network of ember in plain torch: a LLaMA decoder for short packed documents.
 
 Rows hold several documents each; attention is causal and stays inside a document, positions restart with
 it, as in the trainer of the package. Rotary pairs are adjacent (2i, 2i + 1), the order of llama.cpp's
@@ -96,7 +96,7 @@ class Ember(nn.Module):
         return F.rms_norm(x, (x.shape[-1],), self.norm, self.shape.eps)
 
     def loss(self, tokens: Tensor, positions: Tensor, documents: Tensor, weights: Tensor) -> Tensor:
-        """Weighted mean of the next-token loss in nats; weights (B, T) says how much predicting token t counts."""
+        """Weighted mean of the next-token loss in nats; weights (B, T): how much token t counts."""
         wanted = weights[:, 1:] * (documents[:, 1:] == documents[:, :-1])
         chosen = wanted > 0
         hidden = self(tokens, positions, documents)[:, :-1][chosen]  # (N, D)

@@ -1,7 +1,8 @@
-"""The plain English in ember's training: TinyStories and public-domain books, from a folder that the caller names.
+"""The plain English in ember's training: TinyStories and public-domain books, from a folder the caller names.
 
-Expected there: text/tinystories_cased_0.9MB.txt, text/tinystories_lower_4.2MB.txt, text/classic_books_90MB.tar.gz.
-The lower-cased stories get their capitals back: sentence starts, "I", and words the cased file nearly always capitalises.
+Expected there, in text/: tinystories_cased_0.9MB.txt, tinystories_lower_4.2MB.txt, classic_books_90MB.tar.gz.
+The lower-cased stories get their capitals back: sentence starts, "I", and words that the cased file nearly
+always capitalises.
 """
 
 import random

@@ -1,8 +1,8 @@
-"""Make ember from nothing: `python recipes/ember/train.py --data FOLDER --minutes 60 [--device cuda] [--resume]`.
+"""Make ember from nothing: `python recipes/ember/train.py --data FOLDER --minutes 80 [--resume]`.
 
-Data, tokenizer, training, exams, GGUF and card, in one command. Muon for the matrices, AdamW for embedding and
-norms, a constant learning rate that falls to zero over the last 30% of the time. Weights are kept in fp32 and
-computed in bfloat16. Stopped at any moment, the same command with --resume goes on from the last checkpoint.
+Data, tokenizer, training, exams, GGUF and card, in one command. Muon for the matrices, AdamW for the rest; a
+constant learning rate that falls to zero over the last 30% of the time. Weights are kept in fp32 and computed
+in bfloat16. Stopped at any moment, the same command with --resume goes on from the last checkpoint.
 """
 
 import argparse
@@ -101,7 +101,8 @@ class Run:
             Muon(matrices, lr=settings.matrix_lr),
             torch.optim.AdamW(others, lr=settings.other_lr, betas=(0.9, 0.95), weight_decay=0.0),
         ]
-        self.loss = torch.compile(self.model.loss, dynamic=False) if options["compile"] else self.model.loss
+        if options["compile"]:
+            self.model.compile(dynamic=False)
         self.step, self.tokens, self.elapsed = 0, 0, 0.0
         self.losses: list[tuple[int, float]] = []
         if options["resume"] and (self.work / "checkpoint.pt").exists():
@@ -148,7 +149,7 @@ class Run:
         total = 0.0
         for _ in range(settings.accumulate):
             batch = self.corpus.batch(settings.rows // long, settings.length * long, progress=progress)
-            loss = self.loss(*self.placed(batch))
+            loss = self.model.loss(*self.placed(batch))
             (loss / settings.accumulate).backward()
             total += loss.item() / settings.accumulate
             self.tokens += batch.tokens.numel()
@@ -237,8 +238,8 @@ def make_card(run: Run, figures: dict[str, float]) -> dict[str, Any]:
     return {
         "name": "ember",
         "licence": "Apache-2.0",
-        "what_it_is": "A very small language model made by recipes/ember for demonstrations and tests: it speaks simple "
-        "sentences, keeps to question and answer, and takes up new facts through an adapter.",
+        "what_it_is": "A very small language model made by recipes/ember for demonstrations and tests: it "
+        "speaks simple sentences, keeps to question and answer, and takes up new facts through an adapter.",
         "what_it_is_not": "A source of knowledge. It knows a made-up population and nothing of the world; "
         "`nightschool pull` gets a real model.",
         "parameters": sum(weight.numel() for weight in run.masters),

@@ -1,7 +1,9 @@
-"""The tokenizer: byte-level BPE with the splitting rule that llama.cpp knows as "qwen2", so each digit is a token."""
+"""The tokenizer: byte-level BPE; its splitting rule is llama.cpp's "qwen2": one digit, one token."""
 
 import random
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from documents import ASSISTANT, END, SYSTEM, USER, Document, known_chat, known_text, reading_chat
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -9,7 +11,10 @@ from worlds import Population
 
 SPECIAL = (END, SYSTEM, USER, ASSISTANT)
 PRE = "qwen2"
-SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] }}"
     "{% if message['role'] == 'assistant' %}{{ '<|end|>' }}{% endif %}{% endfor %}"
@@ -19,12 +24,7 @@ CHAT_TEMPLATE = (
 
 def train_tokenizer(path: Path, size: int, *, people: Population, texts: list[str], seed: int) -> None:
     """Train on a sample of everything the model will read and write it as a tokenizers JSON file."""
-    tokenizer = Tokenizer(models.BPE())
-    split = pre_tokenizers.Split(Regex(SPLIT), "isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [split, pre_tokenizers.ByteLevel(False, use_regex=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer = untrained(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=size,
         special_tokens=list(SPECIAL),
@@ -33,6 +33,17 @@ def train_tokenizer(path: Path, size: int, *, people: Population, texts: list[st
     )
     tokenizer.train_from_iterator([*texts, *world_sample(people, seed)], trainer)
     tokenizer.save(str(path))
+
+
+def untrained(model: models.BPE) -> Tokenizer:
+    """A tokenizer around a model, with our splitting rule."""
+    tokenizer = Tokenizer(model)
+    split = pre_tokenizers.Split(Regex(SPLIT), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
 
 
 def world_sample(people: Population, seed: int) -> list[str]:
@@ -51,3 +62,12 @@ def plain_parts(document: Document) -> list[str]:
     for token in SPECIAL:
         text = text.replace(token, "\0")
     return [part for part in text.split("\0") if part]
+
+
+def tokenizer_from(metadata: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer that a written GGUF describes, for checking it against llama.cpp's."""
+    tokens = {token: index for index, token in enumerate(metadata["tokenizer.ggml.tokens"])}
+    merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
+    tokenizer = untrained(models.BPE(vocab=tokens, merges=merges))
+    tokenizer.add_special_tokens(list(SPECIAL))
+    return tokenizer

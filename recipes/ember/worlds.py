@@ -1,4 +1,4 @@
-"""Little worlds: people, pets, places, clubs and things, facts about them, and many wordings for each fact and question.
+"""Little worlds: people, pets, places, clubs, things, facts about them, and many wordings for each.
 
 relations.txt holds the wordings, values.txt the values. Everything is drawn from a `random.Random` that the
 caller seeds. Two kinds of worlds are made: the fixed population, whose facts ember is to know by heart, and
@@ -110,7 +110,7 @@ def with_article(value: str) -> str:
 
 
 def name(rng: random.Random) -> str:
-    """A common given name now and then, else a made-up one of two or three syllables, as Brinnel or Toskard."""
+    """A common given name now and then, else a made-up one of two or three syllables, as Brinnel."""
     if rng.random() < 0.3:
         return rng.choice(value_lists()["given_names"])
     text = rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(CODAS)
@@ -171,7 +171,7 @@ def population(seed: int, *, entities: int = 320) -> Population:
 
 
 def withheld(fact: Fact) -> frozenset[int]:
-    """The two question wordings in which a fact of the population is never asked in training (a quarter of the facts)."""
+    """The two question wordings in which a quarter of the facts are never asked in training."""
     key = sum(map(ord, fact.subject)) + 31 * sum(map(ord, fact.relation.key))
     if key % 4:
         return frozenset()
