@@ -4,7 +4,7 @@
     python bench/bench_train.py --shape 1B --data alpaca      the lengths of Alpaca's lessons; needs
     --alpaca-file python bench/bench_train.py --shape 7B --quant Q4_0 --peer none
 
-Both sides train a LoRA of rank 16 on all linear layers of a random model of the shape, on the same token ids,
+Both sides train a LoRA of rank 8 on all linear layers of a random model of the shape, on the same token ids,
 the same lessons a step, AdamW. Ours reads a GGUF of --quant and picks its precision; the peer holds bfloat16
 weights, as its users do on a CPU. Each side runs in a process of its own, ours and the peer's in turn,
 --repeats times, with the same allocator settings (glibc asked to keep and not to return memory); nothing else
@@ -38,7 +38,7 @@ import numpy as np
 from nightschool.gguf import TensorType
 from nightschool.shapes import SHAPES, write_random
 
-RANK = 16
+RANK = 8
 ALLOCATOR = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=17179869184"
     ":glibc.malloc.trim_threshold=17179869184"

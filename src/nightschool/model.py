@@ -5,9 +5,9 @@ biases, norms on queries and keys or after a block, the order of rotary pairs, a
 activation. They are read off the file (which tensors it has) and off FAMILIES (what the file does not say).
 What llama.cpp computes on the same file is the definition of right; tests/test_model.py compares.
 
-Rotary pairs: llama-architecture files keep them interleaved, the others in halves. Rows of Q and K are
-reordered on loading so that the computation knows only halves; adapters keep the file's order
-(ops.Part.rows).
+Rotary pairs: llama-architecture files keep them as neighbours, the others in halves. Rows of Q and K are
+reordered on loading so that the computation knows only neighbours, complex numbers to it; adapters keep the
+file's order (ops.Part.rows).
 """
 
 import re
@@ -348,11 +348,9 @@ class Model:
     def _layer(self, i: int) -> Layer:
         config, prefix = self.config, f"blk.{i}."
         if f"{prefix}attn_qkv.weight" in self.file.tensors:
-            qkv = self._linear([f"{prefix}attn_qkv.weight"], [None])
+            qkv = self._linear([f"{prefix}attn_qkv.weight"], [_fused_rows(config)])
         else:
-            orders: list[Tensor | None] = [None, None, None]
-            if config.family.interleaved:
-                orders = [_halves_order(config.heads, config), _halves_order(config.kv_heads, config), None]
+            orders = [_rows(config.heads, config), _rows(config.kv_heads, config), None]
             qkv = self._linear([f"{prefix}attn_{x}.weight" for x in "qkv"], orders)
         if f"{prefix}ffn_gate.weight" in self.file.tensors:
             gate_up = self._linear([f"{prefix}ffn_gate.weight", f"{prefix}ffn_up.weight"], [None, None])
@@ -363,8 +361,8 @@ class Model:
         return Layer(
             attention_norm=self._vector(f"{prefix}attn_norm.weight"),
             qkv=qkv,
-            q_norm=self._optional(f"{prefix}attn_q_norm.weight"),
-            k_norm=self._optional(f"{prefix}attn_k_norm.weight"),
+            q_norm=self._head_norm(f"{prefix}attn_q_norm.weight"),
+            k_norm=self._head_norm(f"{prefix}attn_k_norm.weight"),
             output=self._linear([f"{prefix}attn_output.weight"], [None]),
             post_attention_norm=self._optional(f"{prefix}post_attention_norm.weight"),
             ffn_norm=self._vector(f"{prefix}ffn_norm.weight"),
@@ -374,6 +372,11 @@ class Model:
             window=config.window if local else 0,
             rope=1 if pattern and (i + 1) % pattern else 0,
         )
+
+    def _head_norm(self, name: str) -> Tensor | None:
+        """A norm over the width of a head, in the order that its rows are computed in."""
+        norm, order = self._optional(name), _rows(1, self.config)
+        return norm if norm is None or order is None else norm[order]
 
     # computing
 
@@ -443,7 +446,7 @@ class Model:
         self,
         layer: Layer,
         x: Tensor,
-        turns: tuple[Tensor, Tensor],
+        turns: Tensor,
         documents: Documents,
         pairs: Pairs,
         dropout: float,
@@ -457,7 +460,7 @@ class Model:
         if layer.q_norm is not None and layer.k_norm is not None:
             q = ops.rms_norm(q, layer.q_norm, config.eps)
             k = ops.rms_norm(k, layer.k_norm, config.eps)
-        q, k = ops.rotate(q, *turns), ops.rotate(k, *turns)
+        q, k = ops.rotate(q, turns), ops.rotate(k, turns)
         mixed = ops.attention(
             q, k, v, documents, scale=config.attention_scale, window=layer.window, mm=self.mm
         )
@@ -481,11 +484,22 @@ class Model:
         return self.head.forward(hidden)
 
 
-def _halves_order(heads: int, config: Config) -> Tensor:
-    """Where rotary pairs are neighbours: the file's row for each row in halves order, head by head."""
+def _rows(heads: int, config: Config) -> Tensor | None:
+    """Where rotary pairs lie in halves: the file's row for each row with pairs as neighbours, head by head."""
+    if config.family.interleaved:
+        return None
     n, d = config.rotary_dim, config.head_dim
-    within = torch.cat([torch.arange(0, n, 2), torch.arange(1, n, 2), torch.arange(n, d)])
+    neighbours = torch.arange(n).view(2, n // 2).t().flatten()
+    within = torch.cat([neighbours, torch.arange(n, d)])
     return (torch.arange(heads)[:, None] * d + within).flatten()
+
+
+def _fused_rows(config: Config) -> Tensor | None:
+    """The same for one matrix that holds Q, K and V; V stays as it is."""
+    turned = _rows(config.heads + config.kv_heads, config)
+    if turned is None:
+        return None
+    return torch.cat([turned, torch.arange(len(turned), len(turned) + config.kv_heads * config.head_dim)])
 
 
 def _rope_tables(config: Config, optional: Any, ctx: int) -> list[tuple[Tensor, float]]:
@@ -503,8 +517,9 @@ def _rope_tables(config: Config, optional: Any, ctx: int) -> list[tuple[Tensor, 
     return [(angle, config.rope_amplitude), (local, 1.0)]
 
 
-def _turns(table: tuple[Tensor, float], positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin for each token: (T, 1, rotary/2) each."""
+def _turns(table: tuple[Tensor, float], positions: Tensor, dtype: torch.dtype) -> Tensor:
+    """The rotation of each pair of each token, as complex numbers: (T, 1, rotary/2)."""
     angle, amplitude = table
     theta = positions.double().cpu()[:, None, None] * angle
-    return tuple((f(theta) * amplitude).to(dtype).to(positions.device) for f in (torch.cos, torch.sin))  # type: ignore[return-value]
+    turn = torch.polar(torch.full_like(theta, amplitude), theta)
+    return turn.to(torch.complex128 if dtype == torch.float64 else torch.complex64).to(positions.device)

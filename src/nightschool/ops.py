@@ -27,7 +27,7 @@ from torch.nn import functional as F
 ATTENTION_TILE = 1 << 21  # scores held at once: 2 M elements stay near the caches
 QUERY_TILE = 256  # causal attention skips the keys right of each tile of queries
 KEEP_LENGTH = 256  # documents up to this keep their attention probabilities for the backward
-LOSS_TILE = 1 << 22  # logits held at once: 4 M elements, 16 MB
+LOSS_TILE = 1 << 24  # logits held at once: 16 M elements, 64 MB
 TOKEN_TILE = 256  # tokens whose int32 products are held at once: they are rescaled while still in cache
 
 
@@ -227,12 +227,15 @@ class _Linear(torch.autograd.Function):
         ctx.weight, ctx.parts, ctx.mm, ctx.same = weight, parts, mm, thinned is x
         if parts:
             ctx.ranks = [pair.shape[0] for pair in ab[0::2]]
-            a = torch.cat(list(ab[0::2])).to(mm)  # (R, in)
-            b = _block_diagonal(parts, ab[1::2], weight.shape[0]).to(mm)  # (out, R)
+            a = torch.cat(list(ab[0::2])).to(mm)  # (R, in): one product for all pairs
+            bs = [
+                _ordered(b, part).mul(scale).to(mm) for (part, scale), b in zip(parts, ab[1::2], strict=True)
+            ]
             xa = thinned.to(mm)
             u = xa @ a.t()  # (T, R)
-            y.add_(u @ b.t())
-            ctx.save_for_backward(xa, u, a, b)
+            for (part, _), ui, b in zip(parts, u.split(ctx.ranks, 1), bs, strict=True):
+                y[:, part.start : part.stop].add_(ui @ b.t())
+            ctx.save_for_backward(xa, u, a, *bs)
         return y
 
     @staticmethod
@@ -241,36 +244,29 @@ class _Linear(torch.autograd.Function):
         dx = ctx.weight.backward(dy) if need_x else None
         if not ctx.parts:
             return dx, None, None, None, None, None
-        xa, u, a, b = ctx.saved_tensors
+        xa, u, a, *bs = ctx.saved_tensors
         dyb = dy.to(ctx.mm)
-        v = dyb @ b  # (T, R): the scale is inside b
-        da = (v.t() @ xa).to(dy.dtype)
-        db = (dyb.t() @ u).to(dy.dtype)  # (out, R)
+        v = torch.empty_like(u)  # (T, R)
+        dbs = []
+        columns = zip(u.split(ctx.ranks, 1), v.split(ctx.ranks, 1), strict=True)
+        for (part, scale), b, (ui, vi) in zip(ctx.parts, bs, columns, strict=True):
+            mine = dyb[:, part.start : part.stop]
+            vi.copy_(mine @ b)  # b is scaled already
+            db = (mine.t() @ ui).to(dy.dtype).mul_(scale)
+            dbs.append(db if part.rows is None else torch.empty_like(db).index_copy_(0, part.rows, db))
+        das = (v.t() @ xa).to(dy.dtype).split(ctx.ranks)
+        dthin = None
         if dx is not None and ctx.same:
             dx.add_(v @ a)
-        dthin = (v @ a).to(dy.dtype) if need_thinned and not ctx.same else None
-        grads: list[Tensor] = []
-        column = 0
-        for (part, scale), rank in zip(ctx.parts, ctx.ranks, strict=True):
-            grads.append(da[column : column + rank])
-            block = db[part.start : part.stop, column : column + rank] * scale
-            grads.append(
-                block if part.rows is None else torch.empty_like(block).index_copy_(0, part.rows, block)
-            )
-            column += rank
-        return dx, dthin, None, None, None, None, *grads
+        elif need_thinned and not ctx.same:
+            dthin = (v @ a).to(dy.dtype)
+        pairs = (grad for pair in zip(das, dbs, strict=True) for grad in pair)
+        return dx, dthin, None, None, None, None, *pairs
 
 
-def _block_diagonal(parts: Sequence[tuple[Part, float]], bs: Sequence[Tensor], out: int) -> Tensor:
-    """Bs side by side, each in its part's rows, scaled: (out, R)."""
-    total = sum(b.shape[1] for b in bs)
-    wide = bs[0].new_zeros(out, total)
-    column = 0
-    for (part, scale), b in zip(parts, bs, strict=True):
-        rows = b if part.rows is None else b[part.rows]
-        torch.mul(rows, scale, out=wide[part.start : part.stop, column : column + b.shape[1]])
-        column += b.shape[1]
-    return wide
+def _ordered(b: Tensor, part: Part) -> Tensor:
+    """B's rows as the matrix has them."""
+    return b if part.rows is None else b[part.rows]
 
 
 # ── elementwise ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -298,33 +294,29 @@ class _RmsNorm(torch.autograd.Function):
         return torch.addcmul(g, xhat, m, value=-1).mul_(r), None, None
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding (arXiv:2104.09864), halves layout: x (T, H, d), cos and sin (T, 1, n/2), n ≤ d."""
-    y: Tensor = _run(_Rotate, x, cos, sin)
+def rotate(x: Tensor, turn: Tensor) -> Tensor:
+    """Rotary embedding (arXiv:2104.09864): x (T, H, d) by turn (T, 1, n/2), complex, n ≤ d; pairs are neighbours."""
+    y: Tensor = _run(_Rotate, x, turn)
     return y
 
 
 class _Rotate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        return _turn(x, cos, sin)
+    def forward(ctx: Any, x: Tensor, turn: Tensor) -> Tensor:
+        ctx.save_for_backward(turn)
+        return _turned(x, turn)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
-        cos, sin = ctx.saved_tensors
-        return _turn(dy, cos, -sin), None, None
+        (turn,) = ctx.saved_tensors
+        return _turned(dy.contiguous(), turn.conj()), None
 
 
-def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    half = cos.shape[-1]
-    a, b = x[..., :half], x[..., half : 2 * half]
-    y = torch.empty_like(x)
-    torch.mul(a, cos, out=y[..., :half]).addcmul_(b, sin, value=-1)
-    torch.mul(b, cos, out=y[..., half : 2 * half]).addcmul_(a, sin)
-    if 2 * half < x.shape[-1]:
-        y[..., 2 * half :] = x[..., 2 * half :]
-    return y
+def _turned(x: Tensor, turn: Tensor) -> Tensor:
+    n = 2 * turn.shape[-1]
+    pairs = torch.view_as_complex(x[..., :n].unflatten(-1, (-1, 2)))  # (T, H, n/2)
+    y = torch.view_as_real(pairs * turn).flatten(-2)
+    return y if n == x.shape[-1] else torch.cat([y, x[..., n:]], -1)
 
 
 def gated(gate_up: Tensor, activation: str) -> Tensor:
@@ -566,9 +558,9 @@ class _CrossEntropy(torch.autograd.Function):
             p = logits.sub_(top).exp_()
             total = p.sum(-1, keepdim=True)
             loss += (total.log() + top - picked).sum()
-            if grad is not None:
-                p.div_(total).scatter_add_(1, label, -torch.ones_like(total))
-                grad[rows] = head.backward(p)
+            if grad is not None:  # Σ p W − W[label], the sum not yet divided by its total
+                p.scatter_add_(1, label, -total)
+                grad[rows] = head.backward(p).div_(total)
         ctx.grad = grad
         ctx.mark_non_differentiable(correct)
         return loss, correct

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nightschool.errors import FileFormatError, NightschoolError
+from nightschool.errors import FileFormatError, NightschoolError, NotFound
 from nightschool.events import Event, TrainStep, Validation
 from nightschool.lessons import Batch, Lesson, collate, pack, plan
 from nightschool.lora import Lora
@@ -267,6 +267,15 @@ class Clock:
         speed = sum(count for _, count in list(self.window)[1:]) / seconds
         eta_s = (self.total - step - 1) * seconds / steps
         return TrainStep(step + 1, self.total, measure.loss, speed, eta_s, measure.correct, lr, tokens)
+
+
+def check_device(device: str) -> None:
+    """Raise NotFound, in a sentence, where torch has no such device on this machine."""
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there[device]:
+        raise NotFound(
+            f"This machine has no {device} device that torch {torch.__version__} can use; leave --device away."
+        )
 
 
 def keep_freed_memory() -> None:
