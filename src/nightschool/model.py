@@ -485,7 +485,7 @@ class Model:
 
 
 def _rows(heads: int, config: Config) -> Tensor | None:
-    """Where rotary pairs lie in halves: the file's row for each row with pairs as neighbours, head by head."""
+    """Where pairs lie in halves: the file's row for each row with pairs as neighbours, head by head."""
     if config.family.interleaved:
         return None
     n, d = config.rotary_dim, config.head_dim

@@ -295,7 +295,7 @@ class _RmsNorm(torch.autograd.Function):
 
 
 def rotate(x: Tensor, turn: Tensor) -> Tensor:
-    """Rotary embedding (arXiv:2104.09864): x (T, H, d) by turn (T, 1, n/2), complex, n ≤ d; pairs are neighbours."""
+    """Rotary embedding (arXiv:2104.09864): pairs of neighbours in x (T, H, d) times turn (T, 1, n/2)."""
     y: Tensor = _run(_Rotate, x, turn)
     return y
 
@@ -314,7 +314,7 @@ class _Rotate(torch.autograd.Function):
 
 def _turned(x: Tensor, turn: Tensor) -> Tensor:
     n = 2 * turn.shape[-1]
-    pairs = torch.view_as_complex(x[..., :n].unflatten(-1, (-1, 2)))  # (T, H, n/2)
+    pairs = torch.view_as_complex(x[..., :n].view(*x.shape[:-1], -1, 2))  # (T, H, n/2)
     y = torch.view_as_real(pairs * turn).flatten(-2)
     return y if n == x.shape[-1] else torch.cat([y, x[..., n:]], -1)
 

@@ -274,7 +274,7 @@ def check_device(device: str) -> None:
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there[device]:
         raise NotFound(
-            f"This machine has no {device} device that torch {torch.__version__} can use; leave --device away."
+            f"This machine has no {device} device that torch can use; leave --device away."
         )
 
 
