@@ -1,0 +1,98 @@
+"""The exam of a study: what the adapter knows closed-book, what it forgot, and whether it makes things up.
+
+- recall, before and after, on questions that no lesson asked;
+- perplexity on general text, before and after, and how far answers to general prompts still agree;
+- fabrication: of questions about people and things that are in no note, how many more than before are
+  answered as if they were; and how many of those answers give values from the notes.
+"""
+
+import random
+import re
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from typing import Any
+
+from nightschool.adapters import Stack, stack_paths
+from nightschool.check import DECLINED, contains
+from nightschool.engine import Engine
+from nightschool.evaluate import Question, Result, examine, normalise, sit_exam
+from nightschool.events import Event
+from nightschool.hub import find_base
+from nightschool.rehearsal import PROMPTS
+
+ABSENT_QUESTIONS = 30
+STRANGERS = ("Orsolya Tamsin", "Quentin Abeyta", "the Marrowby Institute", "Fenwick", "the green samovar")
+NAME = re.compile(r"(?:[A-Z][\w]+(?:'s)? ?){2,3}(?=\b)|(?<=the )[A-Z]\w+ [A-Z]\w+")
+GENERAL_PROMPTS = 16
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What a study's exam found."""
+
+    result: Result
+    fabrication: float
+    borrowed: float
+    agreement: float
+
+    def figures(self) -> dict[str, Any]:
+        """For the card and the gate."""
+        return {
+            "recall_before": self.result.recall_before or 0.0,
+            "recall_after": self.result.recall,
+            "forgetting": self.result.forgetting,
+            "perplexity_before": self.result.perplexity_before,
+            "perplexity_after": self.result.perplexity,
+            "fabrication": self.fabrication,
+            "borrowed": self.borrowed,
+            "agreement": self.agreement,
+        }
+
+
+def examine_study(
+    stack: Stack, questions: Sequence[Question], *, general: Any, slots: int, seed: int
+) -> Generator[Event, None, Examined]:
+    """All parts of the exam for a base with its candidate; the generator's value."""
+    result = yield from sit_exam(stack, questions, before=True, general=general, slots=slots)
+    absent = absent_questions(questions, seed=seed)
+    prompts = [Question(prompt, "-") for prompt in PROMPTS[:GENERAL_PROMPTS]]
+    with Engine(find_base(stack.base).path, adapters=stack_paths(stack), slots=slots, ctx=1024) as engine:
+        asked, task = [*absent, *prompts], "asking what no note says"
+        bare = yield from examine(engine, asked, task=task)
+        adapted = yield from examine(engine, asked, stack=stack.scales, task=task)
+    count = len(absent)
+    before, after = ([answer.reply for answer in answers] for answers in (bare, adapted))
+    values = [question.answer for question in questions]
+    return Examined(
+        result,
+        fabrication=share(after[:count], made_up) - share(before[:count], made_up),
+        borrowed=share(after[:count], lambda reply: any(contains(reply, value) for value in values)),
+        agreement=sum(
+            SequenceMatcher(None, normalise(one), normalise(two), autojunk=False).ratio()
+            for one, two in zip(before[count:], after[count:], strict=True)
+        )
+        / max(1, len(prompts)),
+    )
+
+
+def absent_questions(questions: Sequence[Question], *, seed: int) -> list[Question]:
+    """Questions of the exam with another name in them, one that no note knows."""
+    rng = random.Random(seed)
+    found = []
+    for question in questions:
+        changed = NAME.sub(rng.choice(STRANGERS[:2]) + " ", question.question, count=1)
+        changed = re.sub(r"\s+([?.,])", r"\1", re.sub(r" +", " ", changed))
+        if changed != question.question:
+            found.append(Question(changed, question.answer))
+    return found[:ABSENT_QUESTIONS]
+
+
+def made_up(reply: str) -> bool:
+    """Whether a reply answers instead of saying that it does not know."""
+    return bool(reply.strip()) and not DECLINED.search(reply)
+
+
+def share(replies: Sequence[str], test: Any) -> float:
+    """The share of replies for which the test holds."""
+    return sum(map(bool, map(test, replies))) / max(1, len(replies))

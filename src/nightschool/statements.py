@@ -1,0 +1,258 @@
+"""Plain English notes → statements: short sentences that stand by themselves, each with subject, verb and
+rest.
+
+Rules only, no model: sentences are split, "She" and "His" are replaced by whom they mean, "works as A,
+lives in B and has C" becomes three statements. What the rules do not understand is left out here; the model
+may still write questions about it. English only: other languages give few statements, never wrong ones.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+BE = frozenset("is are was were".split())
+MODALS = frozenset("can could will would must should may might cannot does do did has have had".split())
+# Third person → base form, where taking away the "s" does not give it; also the common past forms.
+IRREGULAR = {
+    "has": "have",
+    "does": "do",
+    "goes": "go",
+    "is": "be",
+    "was": "be",
+    "had": "have",
+    "did": "do",
+    "came": "come",
+    "went": "go",
+    "got": "get",
+    "gave": "give",
+    "took": "take",
+    "made": "make",
+    "grew": "grow",
+    "won": "win",
+    "began": "begin",
+    "bought": "buy",
+    "built": "build",
+    "wrote": "write",
+    "left": "leave",
+    "met": "meet",
+    "sold": "sell",
+    "kept": "keep",
+    "found": "find",
+    "told": "tell",
+    "became": "become",
+    "ran": "run",
+    "led": "lead",
+    "held": "hold",
+    "saw": "see",
+    "knew": "know",
+    "shone": "shine",
+    "spent": "spend",
+    "chose": "choose",
+    "drove": "drive",
+    "taught": "teach",
+}
+PAST = frozenset(word for word in IRREGULAR if word not in ("has", "does", "goes", "is"))
+SIBILANT = re.compile(r"(ch|sh|ss|x|z|o)es$")
+NOT_VERBS = frozenset(
+    "this his its as always perhaps sometimes yes us thus has is was does plus besides across afterwards "
+    "others its' hers ours yours theirs less unless whereas news series means".split()
+)
+# Words in front of which a word in -s is a noun, not a verb.
+BEFORE_NOUNS = frozenset(
+    "the a an his her its their our my your of in on at with from for by to and or as than no every each all "
+    "some any few many both two three four five six seven eight nine ten several these those".split()
+)
+PRONOUNS = frozenset("he she it they".split())
+OWNERS = frozenset("his her its their".split())
+NO_SUBJECTS = frozenset(
+    "i we you there do does did what who whom whose which when where why how please if bring call ask take "
+    "put here nobody everyone someone somebody people this that these those let note remember".split()
+)
+SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[A-Z0-9])")
+ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|St|Prof|No|vs|etc|e\.g|i\.e|a\.m|p\.m|[A-Z])\.$")
+# A new clause: after a colon, or after ", and" where "he" or "her sister" begins it.
+CLAUSES = re.compile(r"[:;]\s+|, and (?=(?:he|she|it|they|his|her|its|their)\b)")
+ASIDE = re.compile(
+    r",? (?:though|although|because|so that|while|whenever|unless)\b|, (?:but|which|who|where)\b"
+)
+MAX_WORDS = 40
+
+
+@dataclass(frozen=True)
+class Statement:
+    """`subject verb rest.`: "Ada Finch", "works", "as a pilot"; `source` is the sentence it was made of."""
+
+    subject: str
+    verb: str
+    rest: str
+    source: str
+
+    @property
+    def text(self) -> str:
+        """The sentence by itself."""
+        sentence = " ".join(part for part in (self.subject, self.verb, self.rest) if part)
+        return sentence[0].upper() + sentence[1:] + "."
+
+
+def statements(text: str) -> list[Statement]:
+    """All statements of a passage, in order; later sentences may refer to the subject of earlier ones."""
+    found: list[Statement] = []
+    for paragraph in re.split(r"\n\s*\n", text):
+        topic: str | None = None
+        for sentence in sentences(re.sub(r"(?m)^#.*$", "", paragraph)):
+            made, topic = read_sentence(sentence, topic)
+            found += made
+    return found
+
+
+def sentences(text: str) -> Iterator[str]:
+    """The sentences of a paragraph; list items and headings count as sentences of their own."""
+    text = re.sub(r"\n\s*(?:[-*+]|\d+[.)])\s+", "\n\n", "\n" + text)
+    for block in text.split("\n\n"):
+        block = re.sub(r"\s+", " ", block).strip(" #>*_-")
+        held = ""
+        for piece in SENTENCE_END.split(block):
+            held = f"{held} {piece}".strip()
+            if not ABBREVIATION.search(held):
+                yield held
+                held = ""
+        if held:
+            yield held
+
+
+def read_sentence(sentence: str, topic: str | None) -> tuple[list[Statement], str | None]:
+    """The statements of one sentence, and whom "she" or "it" in the next one means."""
+    bare = re.sub(r"\s*\([^()]*\)", "", sentence).strip()  # what stands in brackets is an aside
+    if not bare or bare.endswith("?") or len(bare.split()) > MAX_WORDS:
+        return [], topic
+    found: list[Statement] = []
+    subject: str | None = None
+    for clause in CLAUSES.split(bare.rstrip(".!")):
+        parsed = split_subject(clause, topic)
+        if parsed is None:
+            continue
+        subject, predicate, topic = parsed
+        for verb, rest in predicates(predicate):
+            found.append(Statement(subject, verb, tidy(rest), sentence))
+    return [each for each in found if each.rest], topic
+
+
+def tidy(rest: str) -> str:
+    """Without an aside at its end (", though nobody believes it")."""
+    return ASIDE.split(rest)[0].strip(" ,")
+
+
+def split_subject(clause: str, topic: str | None) -> tuple[str, str, str | None] | None:
+    """(subject, predicate, new topic) of a clause, or None where there is no subject we understand."""
+    words = clause.split()
+    at = first_verb(words)
+    if at is None or at == 0 or at > 9:
+        return None
+    subject = " ".join(words[:at])
+    first = words[0].lower()
+    if first in NO_SUBJECTS or "," in subject:
+        return None
+    if first in PRONOUNS or first in OWNERS:
+        if topic is None or (first in PRONOUNS and at != 1):
+            return None
+        owned = " ".join(words[1:at])
+        subject = topic if first in PRONOUNS else f"{possessive(topic)} {owned}"
+        return subject, " ".join(words[at:]), topic
+    return lower_article(subject), " ".join(words[at:]), topic_of(lower_article(subject))
+
+
+def possessive(name: str) -> str:
+    """Ada → Ada's, James → James'."""
+    return f"{name}'" if name.endswith("s") else f"{name}'s"
+
+
+def topic_of(subject: str) -> str:
+    """Whom a pronoun after this subject means: of "Ada's sister", Ada."""
+    owner = re.match(r"(.+?)'s? ", subject + " ")
+    return owner[1] if owner and subject.count("'") else subject
+
+
+def lower_article(subject: str) -> str:
+    """The → the, as inside a sentence."""
+    first, _, rest = subject.partition(" ")
+    return f"{first.lower()} {rest}" if first in ("The", "A", "An", "Our", "My", "His", "Her") else subject
+
+
+def first_verb(words: list[str]) -> int | None:
+    """Where the predicate begins."""
+    for at, word in enumerate(words):
+        if is_verb(words, at):
+            return at
+        if word.endswith((",", ";")) and at:  # a subject has no commas
+            return None
+    return None
+
+
+def is_verb(words: list[str], at: int) -> bool:
+    """Whether the word at this place can be a finite verb: by its form and its neighbours."""
+    word, before = words[at].strip(",").lower(), words[at - 1].lower() if at else ""
+    if word in BE or word in MODALS or word in PAST:
+        return before not in BEFORE_NOUNS
+    if at == 0 or before in BEFORE_NOUNS or words[at][0].isupper() or "'" in word or word in NOT_VERBS:
+        return False
+    if word.endswith("ed") and len(word) > 4:
+        return not before.endswith("'s")
+    plural_of_owner = before.endswith(("'s", "'"))
+    return (
+        word.endswith("s") and not word.endswith(("ss", "us", "is")) and len(word) > 3 and not plural_of_owner
+    )
+
+
+def predicates(predicate: str) -> Iterator[tuple[str, str]]:
+    """(verb, rest) of each of the coordinated predicates: "works as A, lives in B, and has C"."""
+    words = predicate.split()
+    starts = [0]
+    for at in range(2, len(words)):
+        joined = words[at - 1].lower() == "and" or words[at - 1].endswith(",")
+        if joined and is_verb([*words[: at - 1], "", *words[at:]], at) and len(words) - at > 1:
+            starts.append(at)
+    for start, stop in zip(starts, [*starts[1:], len(words)], strict=True):
+        part = words[start:stop]
+        while len(part) > 1 and part[-1].strip(",").lower() in ("and", "", "or"):
+            part.pop()
+        verb, size = take_verb(part)
+        yield verb, " ".join(part[size:])
+
+
+def take_verb(words: list[str]) -> tuple[str, int]:
+    """The verb with what belongs to it ("must stay", "is learning", "never gives up"), and its length."""
+    size = 1
+    if words[0].lower() in ("cannot", "must", "can", "could", "will", "would", "should") and len(words) > 2:
+        size = 2
+    return " ".join(words[:size]).strip(","), size
+
+
+def base_form(verb: str) -> str:
+    """works → work, carries → carry, has → have, opened → open."""
+    if verb in IRREGULAR:
+        return IRREGULAR[verb]
+    if verb.endswith("ies") and len(verb) > 4:
+        return verb[:-3] + "y"
+    if SIBILANT.search(verb):
+        return verb[:-2]
+    if verb.endswith("ed"):
+        return past_base(verb)
+    return verb[:-1] if verb.endswith("s") else verb
+
+
+def past_base(verb: str) -> str:
+    """opened → open, moved → move, stopped → stop, married → marry."""
+    stem = verb[:-2]
+    if stem.endswith("i"):
+        return stem[:-1] + "y"
+    if len(stem) > 3 and stem[-1] == stem[-2] and stem[-1] not in "lsz":
+        return stem[:-1]
+    silent = re.search(
+        r"([^aeiou][aeiouy][vzscgu]|[aeiou][vz]|[^aeiou][aeiou]d|[bptgdk]l|at|ir|us|as|os)$", stem
+    )
+    return stem + "e" if silent else stem
+
+
+def is_past(verb: str) -> bool:
+    """Whether questions need "did"."""
+    return verb in PAST or (verb.endswith("ed") and len(verb) > 4)

@@ -1,0 +1,123 @@
+"""Which items become lessons and which the exam: the same question is never in both.
+
+Items about one sentence with one answer are a fact. A fact that is asked for in several wordings gives one
+of them to the exam, some facts another one to the development part, the rest become lessons, all with the
+same answer: the one that the model gave most often with the sentence in view, for its own words are the
+easiest to learn. Facts with few wordings are asked for more politely until they have as many lessons as the
+others.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from nightschool.check import Item, contains, key, without_duplicates
+from nightschool.settings import StudySettings
+
+WORDINGS_FOR_EXAM, WORDINGS_FOR_DEV = 3, 4
+DEV_SHARE = 0.25  # of the facts that have wordings enough
+FRAMES = (
+    "{q}",
+    "Please tell me: {q}",
+    "One question: {q}",
+    "{q} Please answer.",
+    "I would like to know: {q}",
+    "Quick question. {q}",
+)
+
+
+@dataclass(frozen=True)
+class Fact:
+    """Lessons about one thing that a note says; `answer` is what all of them teach."""
+
+    answer: str
+    items: tuple[Item, ...]
+    told: tuple[Item, ...]
+
+
+@dataclass(frozen=True)
+class Syllabus:
+    """What is taught, what is asked, what was dropped and why."""
+
+    facts: list[Fact]
+    exam: list[Item]
+    dev: list[Item]
+    dropped: dict[str, int]
+
+
+def divide(items: Sequence[Item], settings: StudySettings) -> Syllabus:
+    """Group items into facts and set questions aside; the same for the same items and settings."""
+    verdicts = without_duplicates(items)
+    dropped = Counter(verdict.reason for verdict in verdicts if not verdict.is_kept)
+    kept = [verdict.item for verdict in verdicts if verdict.is_kept]
+    told: dict[str, list[Item]] = {}
+    asked: dict[tuple[str, str], list[Item]] = {}
+    for item in kept:
+        if item.restates:
+            told.setdefault(item.passage, []).append(item)
+        else:
+            asked.setdefault((item.passage, key(item.value)), []).append(item)
+    facts, exam, dev = [], [], []
+    for (passage, _), group in asked.items():
+        answer = common_answer(group)
+        group = sorted(
+            (replace(item, answer=answer_of(item, answer)) for item in group),
+            key=lambda item: draw(item, settings),
+        )
+        if len(group) >= WORDINGS_FOR_EXAM:
+            exam.append(group.pop())
+        if len(group) >= WORDINGS_FOR_DEV - 1 and draw(group[0], settings) < DEV_SHARE:
+            dev.append(group.pop())
+        facts.append(Fact(answer, tuple(group), tuple(told.pop(passage, ()))))
+    for rest in told.values():  # sentences that nobody found a question for
+        facts.append(Fact(rest[0].answer, (), tuple(rest)))
+    exam.sort(key=lambda item: draw(item, settings))
+    dev.sort(key=lambda item: draw(item, settings))
+    return Syllabus(facts, exam[: settings.exam], dev[: settings.dev], dict(dropped))
+
+
+def draw(item: Item, settings: StudySettings) -> float:
+    """A number from 0 to 1 that only the question and the seed decide."""
+    digest = hashlib.sha256(f"{settings.seed} {key(item.question)}".encode()).digest()
+    return int.from_bytes(digest[:8]) / 2**64
+
+
+def common_answer(group: Sequence[Item]) -> str:
+    """The answer most items have; the passage itself only where there is no other."""
+    own = [item.answer for item in group if item.answer != item.passage]
+    return Counter(own or [item.answer for item in group]).most_common(1)[0][0]
+
+
+def answer_of(item: Item, common: str) -> str:
+    """The common answer, where it gives this item's value."""
+    return common if contains(common, item.value) else item.answer
+
+
+def lesson_lines(syllabus: Syllabus, settings: StudySettings) -> list[str]:
+    """The lessons as lines of a chat data set, in the facts' order."""
+    return [line for fact in syllabus.facts for line in fact_lines(fact, settings)]
+
+
+def fact_lines(fact: Fact, settings: StudySettings) -> Iterator[str]:
+    """All lessons of a fact: questions, plain and politely framed, and the sentence in its own words."""
+    lines = [question_line(item) for item in fact.items]
+    for frame in FRAMES[1:]:
+        for item in fact.items:
+            if len(lines) >= settings.repeats:
+                break
+            lines.append(line_of(frame.format(q=item.question), item.answer))
+    yield from lines
+    for number, item in enumerate(fact.told):
+        yield line_of(item.question, fact.answer if number % 2 and fact.items else item.answer)
+
+
+def question_line(item: Item) -> str:
+    """A question and its answer."""
+    return line_of(item.question, item.answer)
+
+
+def line_of(question: str, answer: str) -> str:
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return json.dumps({"messages": messages}, ensure_ascii=False)

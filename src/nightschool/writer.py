@@ -1,0 +1,174 @@
+"""Writing study items: by rules, by the base itself, or by a teacher; answering them with the passage in
+view.
+
+Three writers, and the check decides what is kept of each:
+
+- rules (statements, wordings): every plain English sentence gives questions whose answer is known;
+- plain: the model is asked for one question about one sentence, several times: what even a tiny model can do;
+- structured: the model reads the whole chunk and writes many items at once, as JSON that a grammar enforces:
+  what a model of a billion parameters and more can do.
+
+Everything goes through the engine, as many requests side by side as it has slots.
+"""
+
+import json
+import re
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol, TypeVar, Unpack
+
+from nightschool.check import Item, is_question
+from nightschool.engine import Sampling
+from nightschool.errors import ContextFull
+from nightschool.events import Event, Progress
+from nightschool.statements import Statement, sentences, statements
+from nightschool.wordings import TELL, fill, questions
+
+QUESTION_TOKENS, ANSWER_TOKENS, ITEMS_TOKENS = 32, 64, 900
+ITEMS_AT_ONCE = 8
+READ = "Here are some notes. {passage} {question}"
+WRITE_QUESTION = "Write a question for this: {passage}"
+WRITE_ITEMS = (
+    "Here is a passage.\n\n{passage}\n\nWrite {count} study questions about the facts in this passage, for "
+    "somebody who will have to answer them from memory, without the passage. Every question must name whom "
+    "or what it is about. Cover every fact, and also ask for what follows from them. Ask each in two more "
+    "wordings, answer it in one full sentence, and give the key words of the answer as they stand in the "
+    "passage."
+)
+ITEMS_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "items": {
+            "type": "array",
+            "minItems": 1,
+            "maxItems": ITEMS_AT_ONCE,
+            "items": {
+                "type": "object",
+                "properties": {
+                    "question": {"type": "string", "minLength": 8, "maxLength": 200},
+                    "other_wordings": {
+                        "type": "array",
+                        "minItems": 2,
+                        "maxItems": 2,
+                        "items": {"type": "string", "minLength": 8, "maxLength": 200},
+                    },
+                    "answer": {"type": "string", "minLength": 4, "maxLength": 300},
+                    "key_words": {"type": "string", "minLength": 1, "maxLength": 80},
+                },
+                "required": ["question", "other_wordings", "answer", "key_words"],
+            },
+        }
+    },
+    "required": ["items"],
+}
+
+Thing = TypeVar("Thing")
+Made = TypeVar("Made")
+
+
+class Talker(Protocol):
+    """What can answer: an Engine, or a teacher elsewhere."""
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], **sampling: Unpack[Sampling]) -> str:
+        """The answer to a conversation."""
+
+
+def by_rules(text: str) -> list[Item]:
+    """All items that the rules make of a text, restatements included."""
+    items: list[Item] = []
+    for statement in statements(text):
+        items += of_statement(statement)
+    return items
+
+
+def of_statement(statement: Statement) -> Iterator[Item]:
+    """Questions and restatements of one statement."""
+    told = statement.text
+    for asked in questions(statement):
+        for question in asked.questions:
+            yield Item(told, question, told, asked.value)
+    for wording in TELL:
+        yield Item(told, fill(wording, statement.subject), told, restates=True)
+
+
+def views(text: str) -> list[str]:
+    """The sentences of a text as the plain writer sees them: statements where the rules find any."""
+    found: list[str] = []
+    understood: set[str] = set()
+    for statement in statements(text):
+        found.append(statement.text)
+        understood.add(statement.source)
+    rest = [each for each in sentences(re.sub(r"(?m)^#.*$", "", text)) if each not in understood]
+    return list(dict.fromkeys([*found, *(each for each in rest if 4 <= len(each.split()) <= 40)]))
+
+
+def plain_items(talker: Talker, view: str, *, count: int, seed: int) -> list[Item]:
+    """Questions the model writes about one sentence, each different one once; without answers yet."""
+    asked: list[str] = []
+    for index in range(count):
+        text = say(
+            talker,
+            WRITE_QUESTION.format(passage=view),
+            max_tokens=QUESTION_TOKENS,
+            temperature=0.7 if index else 0.0,
+            seed=seed + index,
+        )
+        asked.append(text.strip())
+    return [
+        Item(view, text, "", origin="model") for text in dict.fromkeys(asked) if not is_question(text, view)
+    ]
+
+
+def structured_items(talker: Talker, text: str, *, seed: int, origin: str = "model") -> list[Item]:
+    """Items the model writes about a chunk as JSON; none where the model cannot."""
+    try:
+        reply = say(
+            talker,
+            WRITE_ITEMS.format(passage=text, count=ITEMS_AT_ONCE),
+            max_tokens=ITEMS_TOKENS,
+            temperature=0.7,
+            seed=seed,
+            json_schema=ITEMS_SCHEMA,
+        )
+        written = json.loads(reply)["items"]
+    except (ContextFull, json.JSONDecodeError, KeyError, TypeError):  # cut short, or not what was asked for
+        return []
+    items = []
+    for each in written:
+        answer, value = str(each["answer"]).strip(), str(each["key_words"]).strip()
+        for question in (each["question"], *each["other_wordings"]):
+            if not is_question(question.strip(), text):
+                items.append(Item(text, question.strip(), answer, value, origin))
+    return items
+
+
+def open_book(talker: Talker, item: Item) -> str:
+    """The model's answer to an item's question with the passage in view."""
+    prompt = READ.format(passage=item.passage, question=item.question)
+    try:
+        return say(talker, prompt, max_tokens=ANSWER_TOKENS, temperature=0.0)
+    except ContextFull:
+        return ""
+
+
+def say(talker: Talker, prompt: str, **sampling: Unpack[Sampling]) -> str:
+    """One answer to one prompt."""
+    return talker.chat([{"role": "user", "content": prompt}], **sampling)
+
+
+def side_by_side(
+    work: Callable[[Thing], Made], things: Sequence[Thing], *, at_once: int, task: str
+) -> Generator[Event, None, list[Made]]:
+    """Do the same for many things, `at_once` of them at a time; the value is what came of each, in order."""
+    made: list[Made] = []
+    with ThreadPoolExecutor(at_once) as pool:
+        futures = [pool.submit(work, thing) for thing in things]
+        try:
+            for future in futures:
+                made.append(future.result())
+                if len(made) % at_once == 0 or len(made) == len(things):
+                    yield Progress(task, len(made), len(things))
+        finally:
+            for future in futures:
+                future.cancel()
+    return made
