@@ -18,8 +18,8 @@ TOP = """\
 Made from `nightschool COMMAND --help` by `make docs`: change the help, not this page.
 
 Results go to stdout, everything else (progress, questions, hints) to stderr; `--json` is there where a
-program may want to read. A mistake ends in one line that says what to do and exit code 1, or 2 where the command line
-itself is wrong.
+program may want to read. A mistake ends in one line that says what to do and exit code 1, or 2 where the
+command line itself is wrong.
 
 A **stack** is a base with adapters on it: `ember`, `ember+work`, `ember+work@0.5+style`. The number is the
 adapter's scale. The base is a name that `nightschool models` lists, or the path of a GGUF file.
