@@ -14,12 +14,12 @@ FILES = sorted(ROOT.rglob("*.py"))
 # The order to read the house in: a module imports only from those before it, in its own row or above.
 ROWS = {
     "words: know nothing": "errors paths events settings recipes receipt statements wordings",
-    "files and rows": "gguf store rich_documents documents chunks datasets download hub peft adapters",
-    "processes and tensors": "grammar _engine_child _engine_process engine quants ops shapes"
+    "files and rows": "gguf store chunks rich_documents documents library datasets download hub peft adapters",
+    "processes and tensors": "grammar _engine_child _engine_process engine vectors index quants ops shapes"
     " vocabulary conversion llama2c huggingface convert",
     "the model": "templates lessons model lora memory",
-    "learning": "train precision evaluate check writer",
-    "whole pieces of work": "merge export runs fit demo",
+    "learning": "quoting answer train precision evaluate check syllabus lessonbook writer teacher writing rehearsal",
+    "whole pieces of work": "promotion examination forget merge export runs study fit demo",
     "people": "cli __main__",
 }
 ORDER = {name: place for place, name in enumerate(" ".join(ROWS.values()).split())}
@@ -31,7 +31,7 @@ ONLY_IN = {
     "sqlite3": "store",
     "click": "cli",
     "rich": "cli",
-    "httpx": "download _engine_process engine",
+    "httpx": "download _engine_process engine teacher",
     "urllib.request": "_engine_child",
     "socket": "_engine_child",
     "subprocess": "_engine_process _engine_child",

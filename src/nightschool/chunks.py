@@ -1,4 +1,4 @@
-"""Documents cut into chunks: passages short enough to be put before a model, each under its headings.
+"""A document is text with headings, and is cut into chunks: passages short enough to be put before a model.
 
 The chunks of a document lie end to end: every character is in exactly one. A cut falls where a section
 begins, else between paragraphs, else between lines or sentences, else between words.
@@ -8,10 +8,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nightschool.documents import Document
-
 TARGET_CHARACTERS = 700  # about 170 tokens: three chunks and a question make 600
 MAX_CHARACTERS = 900
+MAX_DOCUMENT = 20_000_000  # characters; a novel has one million
 # Where a text may be cut, best first; a cut falls after the match.
 SEAMS = (
     re.compile(r"\n[ \t]*\n\s*"),
@@ -20,6 +19,25 @@ SEAMS = (
     re.compile(r"\s+"),
 )
 SEPARATOR = " › "
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A heading and where it stands: document.text[start:stop] is its line. level 1 is the outermost."""
+
+    start: int
+    stop: int
+    level: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Document:
+    """What can be read of a file."""
+
+    title: str
+    text: str
+    headings: tuple[Heading, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -11,39 +11,19 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nightschool.chunks import MAX_DOCUMENT, Document, Heading
 from nightschool.errors import FileFormatError, NotFound
 
 MAX_FILE_BYTES = 64 << 20
-MAX_CHARACTERS = 20_000_000  # of text; a novel has one million
 PROSE = {".md", ".markdown", ".mdown", ".txt", ".text", ".rst", ".org", ".adoc", ".tex", ".log", ".srt"}
 CODE = set(
     ".py .js .ts .jsx .tsx .java .kt .c .h .cc .cpp .hpp .cs .go .rs .rb .php .swift .scala .lua .sh .sql .r"
     " .jl .pl .hs .ml .ex .exs .clj .zig .vue .css .toml .yaml .yml .ini .cfg".split()
 )
 HASH_HEADINGS = {".md", ".markdown", ".mdown"}
-
-
-@dataclass(frozen=True)
-class Heading:
-    """A heading and where it stands: document.text[start:stop] is its line. level 1 is the outermost."""
-
-    start: int
-    stop: int
-    level: int
-    text: str
-
-
-@dataclass(frozen=True)
-class Document:
-    """What can be read of a file."""
-
-    title: str
-    text: str
-    headings: tuple[Heading, ...] = ()
 
 
 def find_files(folder: Path) -> Iterator[Path]:
@@ -85,8 +65,8 @@ def parse_document(data: bytes, name: str) -> Document:
     suffix = Path(name).suffix.lower()
     reader = READERS.get(suffix) or _guess(data) or _read_plain
     document = reader(data, name)
-    if len(document.text) > MAX_CHARACTERS:
-        raise FileFormatError(f"it has more than {MAX_CHARACTERS:,} characters of text: give it in parts")
+    if len(document.text) > MAX_DOCUMENT:
+        raise FileFormatError(f"it has more than {MAX_DOCUMENT:,} characters of text: give it in parts")
     if not document.text.strip():
         raise FileFormatError("there is no text in it")
     return document

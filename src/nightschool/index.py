@@ -20,9 +20,10 @@ from nightschool.vectors import Embedder
 
 STOP_WORDS = frozenset(
     "a about am an and any are as at be because been being but by can could did do does doing done for from"
-    " had has have having he her hers him his how i if in into is it its just me my no nor not of on or our"
-    " ours s she should so some such t than that the their theirs them then there these they this those to"
-    " us was we were what when where which who whom whose why will with would you your yours".split()
+    " had has have having he her hers him his how i if in into is it its just know me my no nor not of on or"
+    " our ours please s say she should so some such t tell than that the their theirs them then there these"
+    " they this those to us was we were what when where which who whom whose why will with would you your"
+    " yours".split()
 )
 WORD = re.compile(r"[^\W_]+")
 # Weights of title, heading and text in BM25.

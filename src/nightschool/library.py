@@ -11,8 +11,8 @@ from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nightschool.chunks import cut
-from nightschool.documents import Document, find_files, parse_document, read_document
+from nightschool.chunks import Document, cut
+from nightschool.documents import find_files, parse_document, read_document
 from nightschool.errors import FileFormatError, NotFound
 from nightschool.events import Event, Notice, Progress
 from nightschool.store import Database, Row, set_note, transaction

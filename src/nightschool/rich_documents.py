@@ -17,7 +17,7 @@ import mammoth
 import pypdf
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
-from nightschool.documents import MAX_CHARACTERS, Document, Heading
+from nightschool.chunks import MAX_DOCUMENT, Document, Heading
 from nightschool.errors import FileFormatError
 
 MAX_UNPACKED_BYTES = 256 << 20
@@ -55,8 +55,8 @@ class _Text:
             self.headings.append(Heading(self.length, stop, level, " ".join(text.split())))
         self.parts.append(text + "\n\n")
         self.length += len(text) + 2
-        if self.length > MAX_CHARACTERS:
-            raise FileFormatError(f"it has more than {MAX_CHARACTERS:,} characters of text: give it in parts")
+        if self.length > MAX_DOCUMENT:
+            raise FileFormatError(f"it has more than {MAX_DOCUMENT:,} characters of text: give it in parts")
 
     def document(self, title: str) -> Document:
         return Document(title, "".join(self.parts).rstrip() + "\n", tuple(self.headings))

@@ -8,8 +8,9 @@ Static vectors made of a base's token embeddings were tried as well. They make t
 (bench/results_memory.md), so there are none.
 """
 
+import threading
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Protocol
 
 import numpy as np
@@ -20,7 +21,7 @@ from nightschool.errors import NotFound, UnsupportedModel
 from nightschool.events import Event, Progress
 from nightschool.gguf import open_gguf
 from nightschool.hub import Base, base_hash, find_base, list_bases
-from nightschool.store import Database, get_note, set_note, transaction
+from nightschool.store import Database, get_note, open_store, set_note, transaction
 
 NOTE = "embedder"  # in the store: the name of the base that makes vectors, or OFF
 OFF, AUTO = "off", "auto"
@@ -153,3 +154,26 @@ def embed_missing(db: Database, embedder: Embedder) -> Generator[Event, None, in
     with transaction(db):
         db.execute("delete from vectors where model != ?", (embedder.id,))
     return done
+
+
+@contextmanager
+def catch_up(embedder: Embedder | None) -> Iterator[None]:
+    """Give chunks their missing vectors in the background for as long as the block lasts."""
+    if embedder is None:
+        yield
+        return
+    ended = threading.Event()
+
+    def work() -> None:
+        with closing(open_store()) as db:
+            for _ in embed_missing(db, embedder):
+                if ended.is_set():
+                    return
+
+    thread = threading.Thread(target=work, name="vectors")
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

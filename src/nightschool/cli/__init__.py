@@ -11,6 +11,11 @@ from nightschool.errors import NightschoolError
 
 COMMANDS = {
     "demo": "See it work: teach the embedded model a page of notes, in minutes.",
+    "remember": "Make files, folders and notes searchable at once.",
+    "ask": "Answer from what was remembered, with citations.",
+    "sources": "List what is remembered, studied and stale.",
+    "forget": "Remove a source and everything made of it.",
+    "study": "Learn overnight what was remembered, prove it, put it to use.",
     "pull": "Fetch a model from a hub, or register a GGUF file you have.",
     "models": "List the bases on this machine.",
     "train": "Train an adapter on your examples.",
@@ -56,6 +61,7 @@ def main() -> None:
     \b
     Start here:
       nightschool demo                               all of it in a few minutes
+      nightschool remember notes/                    then: nightschool ask "…"
       nightschool train examples.jsonl --name work   an adapter from your examples
       nightschool chat -m ember+work                 talk to the result
     """

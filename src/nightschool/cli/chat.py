@@ -8,7 +8,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from nightschool.errors import ContextFull, NightschoolError
 from nightschool.paths import home, write_text
 
 if TYPE_CHECKING:
+    from nightschool.answer import Citation, Memory
     from nightschool.engine import Engine, Sampling
 
 PROMPT = "> "
@@ -45,6 +46,9 @@ Message = dict[str, str]
 @click.option("--seed", type=int, help="Makes answers repeatable.")
 @click.option("--ctx", type=click.IntRange(64), help="Context in tokens  [default: the model's, up to 4096]")
 @click.option("--threads", type=click.IntRange(1), help="[default: the physical cores]")
+@click.option(
+    "--memory", "with_memory", is_flag=True, help="Answer from what was remembered, with citations."
+)
 def command(
     prompt: tuple[str, ...],
     model: str,
@@ -54,6 +58,7 @@ def command(
     seed: int | None,
     ctx: int | None,
     threads: int | None,
+    with_memory: bool,
 ) -> None:
     """Talk to a model here; with a PROMPT, or text piped in, answer once.
 
@@ -68,12 +73,16 @@ def command(
     if seed is not None:
         sampling["seed"] = seed
     question = _question(prompt)
-    with _start(model, ctx=ctx or 0, threads=threads or 0) as (engine, stack):
+    with ExitStack() as opened:
+        engine, stack = opened.enter_context(_start(model, ctx=ctx or 0, threads=threads or 0))
         talk = Talk(engine, stack, sampling=sampling, system=system)
+        if with_memory:
+            talk.memory = opened.enter_context(_memory(engine))
         if question is None:
             _converse(talk, model)
         else:
             _print_answer(talk.ask(question))
+            _print_citations(talk)
 
 
 def _question(prompt: tuple[str, ...]) -> str | None:
@@ -104,6 +113,24 @@ def _start(model: str, *, ctx: int, threads: int) -> "Iterator[tuple[Engine, dic
 
 
 @contextmanager
+def _memory(engine: "Engine") -> "Iterator[Memory]":
+    """What was remembered, for a base that can read; chunks without vectors get them meanwhile."""
+    from nightschool.answer import Memory, can_read  # these load numpy
+    from nightschool.hub import Base
+    from nightschool.index import Index
+    from nightschool.store import open_store
+    from nightschool.vectors import catch_up, open_embedder
+
+    if not can_read(Base(engine.base.stem, engine.base, "")):
+        raise NightschoolError(
+            f"{engine.base.stem} is too small to read notes: `nightschool ask` quotes them, "
+            "`nightschool pull` gets a larger base."
+        )
+    with closing(open_store()) as db, open_embedder(db) as embedder, catch_up(embedder):
+        yield Memory(Index(db, embedder), engine)
+
+
+@contextmanager
 def _notice(text: str) -> Iterator[None]:
     """Show a line on a terminal for as long as something takes."""
     if not sys.stderr.isatty():
@@ -127,6 +154,8 @@ class Talk:
         self.sampling = sampling
         self.messages: list[Message] = []
         self.forgot = False  # whether the oldest turns no longer fit
+        self.memory: Memory | None = None
+        self.citations: tuple[Citation, ...] = ()  # what the last answer could be from
         self.begin(system)
 
     def begin(self, system: str | None) -> None:
@@ -155,11 +184,19 @@ class Talk:
     def _answer(self) -> Iterator[str]:
         while True:
             try:
-                yield from self.engine.stream_chat(self.messages, stack=self.stack, **self.sampling)
+                yield from self.engine.stream_chat(self._prompt(), stack=self.stack, **self.sampling)
                 return
             except ContextFull:
                 if not self._forget_oldest():
                     raise
+
+    def _prompt(self) -> list[Message]:
+        """What the model reads: with a memory, what fits the newest question stands beside it, only now."""
+        if self.memory is None:
+            return self.messages
+        grounded = self.memory.ground(self.messages[-1]["content"], before=self.messages[:-1])
+        self.citations = grounded.citations
+        return grounded.messages
 
     def _forget_oldest(self) -> bool:
         """Drop the oldest question and its answer; False when only the newest question is left."""
@@ -185,6 +222,17 @@ def _print_answer(pieces: Iterator[str]) -> None:
         begun = begun or bool(text)
         click.echo(text, nl=False)
     click.echo()
+
+
+def _print_citations(talk: Talk) -> None:
+    """The sources that the last answer names, or, where it names none, those it was given."""
+    if not talk.citations:
+        return
+    said = talk.messages[-1]["content"] if talk.messages else ""
+    named = {int(number) for number in re.findall(r"\[(\d{1,2})\]", said)}
+    for citation in talk.citations:
+        if not named or citation.number in named:
+            click.echo(str(citation).translate(CONTROL), err=True)
 
 
 # A conversation -----------------------------------------------------------------------------------
@@ -223,6 +271,7 @@ def _respond(talk: Talk, line: str) -> None:
             _run_command(talk, line)
         else:
             _print_answer(talk.ask(line))
+            _print_citations(talk)
     except KeyboardInterrupt:
         click.echo("\n[stopped]", err=True)
     except NightschoolError as error:
