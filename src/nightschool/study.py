@@ -18,6 +18,7 @@ model's own answers with the text in view are its best lessons (prompt distillat
 import json
 import time
 from collections.abc import Generator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from nightschool.runs import Order, Run, carry_out, find_run
 from nightschool.settings import StudySettings, TrainSettings
 from nightschool.store import Database
 from nightschool.syllabus import Syllabus, divide, lesson_lines, question_line
+from nightschool.teacher import announcement, open_teacher
 from nightschool.writer import side_by_side
 from nightschool.writing import write_chunk
 
@@ -56,6 +58,7 @@ class StudyOrder:
     sources: tuple[str, ...] = ()
     settings: StudySettings = StudySettings()
     train: TrainSettings = TrainSettings()
+    teacher: str | None = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,7 @@ def plan(book: Lessonbook, order: StudyOrder) -> dict[str, Any]:
         "sources": [source.id for source in sources],
         "settings": asdict(order.settings),
         "train": asdict(order.train),
+        "teacher": order.teacher,
     }
 
 
@@ -117,7 +121,10 @@ class Night:
         known = state.plan["train"]
         known["targets"] = tuple(known["targets"])
         self.order = replace(
-            order, settings=StudySettings(**state.plan["settings"]), train=TrainSettings(**known)
+            order,
+            settings=StudySettings(**state.plan["settings"]),
+            train=TrainSettings(**known),
+            teacher=state.plan["teacher"],
         )
         self.settings = self.order.settings
         self.figures = state.figures
@@ -168,14 +175,21 @@ class Night:
             return
         yield Notice(f"{len(new)} of {self.book.count_chunks(self.sources)} chunks are new.")
         began, done = time.monotonic(), 0
-        with self.engine() as engine:
+        with ExitStack() as opened:
+            engine = opened.enter_context(self.engine())
+            teacher = None
+            if self.order.teacher:
+                yield Notice(announcement(self.order.teacher))
+                teacher = opened.enter_context(
+                    open_teacher(self.order.teacher, slots=self.settings.slots, threads=self.settings.threads)
+                )
             for chunk in new:
                 if done and time.monotonic() - began > self.settings.minutes * 60 * WRITING_SHARE:
                     yield Notice(
                         f"{len(new) - done} chunks wait for the next study: this one's time is short."
                     )
                     break
-                verdicts = yield from write_chunk(engine, chunk.text, self.settings)
+                verdicts = yield from write_chunk(engine, chunk.text, self.settings, teacher=teacher)
                 self.book.keep(chunk, verdicts)
                 done += 1
                 yield Progress("writing lessons", done, len(new))

@@ -8,6 +8,7 @@ from nightschool.engine import Engine
 from nightschool.events import Event
 from nightschool.settings import StudySettings
 from nightschool.writer import (
+    Talker,
     by_rules,
     open_book,
     plain_items,
@@ -20,7 +21,9 @@ from nightschool.writer import (
 STRUCTURED_BYTES = 150 << 20
 
 
-def write_chunk(engine: Engine, text: str, settings: StudySettings) -> Generator[Event, None, list[Verdict]]:
+def write_chunk(
+    engine: Engine, text: str, settings: StudySettings, *, teacher: Talker | None = None
+) -> Generator[Event, None, list[Verdict]]:
     """All items about a chunk with their verdicts (the generator's value); same text, same items."""
     at_once = settings.slots
     items = by_rules(text)
@@ -31,9 +34,10 @@ def write_chunk(engine: Engine, text: str, settings: StudySettings) -> Generator
         task="writing questions",
     )
     plain = [item for group in written for item in group]
-    if engine.base.stat().st_size >= STRUCTURED_BYTES:
+    if teacher or engine.base.stat().st_size >= STRUCTURED_BYTES:
+        author, origin = teacher or engine, "teacher" if teacher else "model"
         tries = yield from side_by_side(
-            lambda number: structured_items(engine, text, seed=settings.seed + number),
+            lambda number: structured_items(author, text, seed=settings.seed + number, origin=origin),
             range(max(1, settings.wordings // 4)),
             at_once=at_once,
             task="writing items",
@@ -41,7 +45,10 @@ def write_chunk(engine: Engine, text: str, settings: StudySettings) -> Generator
         items += [item for group in tries for item in group]
     asked = [item for item in [*items, *plain] if not item.restates]
     replies = yield from side_by_side(
-        lambda item: open_book(engine, item), asked, at_once=at_once, task="checking"
+        lambda item: open_book((teacher if item.origin == "teacher" else None) or engine, item),
+        asked,
+        at_once=at_once,
+        task="checking",
     )
     verdicts = [judge(item, reply) for item, reply in zip(asked, replies, strict=True)]
     told = [Verdict(item) for item in items if item.restates]

@@ -95,6 +95,28 @@ def rename(old: str, new: str) -> None:
     click.echo(f"{old} is now {new}.")
 
 
+@command.command(short_help="Put a studied adapter into use that was not promoted.")
+@click.argument("name")
+def promote(name: str) -> None:
+    """Put the candidate that the last study left beside NAME into use, whatever its exam said."""
+    from nightschool.promotion import promote as put_into_use  # these read GGUF: numpy
+    from nightschool.store import open_store
+
+    put_into_use(open_store(), name)
+    click.echo(f"{name} is the new one; `nightschool adapters rollback {name}` goes back.")
+
+
+@command.command(short_help="Go back to what an adapter was before its last study.")
+@click.argument("name")
+def rollback(name: str) -> None:
+    """Swap the adapter NAME with the one that the last promotion replaced; again: swap back."""
+    from nightschool.promotion import roll_back  # these read GGUF: numpy
+    from nightschool.store import open_store
+
+    adapter = roll_back(open_store(), name)
+    click.echo(f"{name} is the one made {adapter.card.get('created', 'before')}.")
+
+
 @command.command(short_help="Delete an adapter.")
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask.")
