@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from nightschool.evaluate import normalise
+from nightschool.statements import base_form
 
 # Words that carry no fact: a reply may use them without finding them in the passage.
 LIGHT = frozenset(
@@ -137,11 +138,11 @@ def new_words(item: Item, reply: str) -> str:
     """The answer's value: the longest run of words in passage and reply that the question lacks."""
     passage = [word.lower() for word in parts(item.passage)]
     said = {word.lower() for word in parts(reply)}
-    asked = {word.lower() for word in parts(item.question)}
+    asked = {base_form(word.lower()) for word in parts(item.question)}
     best: list[str] = []
     run: list[str] = []
     for word in [*passage, ""]:
-        if word in said and word not in asked:
+        if word in said and base_form(word) not in asked:
             run.append(word)
         else:
             best, run = max(best, trimmed(run), key=len), []
@@ -220,3 +221,9 @@ def without_duplicates(items: Iterable[Item]) -> list[Verdict]:
 def key(text: str) -> str:
     """What makes two questions the same: their words."""
     return " ".join(normalise(text))
+
+
+def gist(question: str) -> str:
+    """What makes two questions nearly the same: "At which hour …" and "What hour …" are."""
+    words = ("what" if word == "which" else word for word in normalise(question))
+    return " ".join(word for word in words if word not in ("at", "in", "on", "to", "of", "do", "does", "did"))

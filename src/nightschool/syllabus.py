@@ -10,10 +10,10 @@ others.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from nightschool.check import Item, contains, key, without_duplicates
+from nightschool.check import Item, contains, gist, key, without_duplicates
 from nightschool.settings import StudySettings
 
 WORDINGS_FOR_EXAM, WORDINGS_FOR_DEV = 3, 4
@@ -59,23 +59,44 @@ def divide(items: Sequence[Item], settings: StudySettings) -> Syllabus:
             told.setdefault(item.passage, []).append(item)
         else:
             asked.setdefault((item.passage, key(item.value)), []).append(item)
-    facts, exam, dev = [], [], []
+    gists = Counter(mark for group in asked.values() for mark in {gist(item.question) for item in group})
+    shared = {mark for mark, count in gists.items() if count > 1}
+    facts: list[Fact] = []
+    exam: list[Item] = []
+    dev: list[Item] = []
     for (passage, _), group in asked.items():
         answer = common_answer(group)
         group = sorted(
             (replace(item, answer=answer_of(item, answer)) for item in group),
             key=lambda item: draw(item, settings),
         )
-        if len(group) >= WORDINGS_FOR_EXAM:
-            exam.append(group.pop())
-        if len(group) >= WORDINGS_FOR_DEV - 1 and draw(group[0], settings) < DEV_SHARE:
-            dev.append(group.pop())
+        if different(group) >= WORDINGS_FOR_EXAM:
+            group = set_aside(group, exam, shared)
+        if different(group) >= WORDINGS_FOR_DEV - 1 and draw(group[0], settings) < DEV_SHARE:
+            group = set_aside(group, dev, shared)
         facts.append(Fact(answer, tuple(group), tuple(told.pop(passage, ()))))
     for rest in told.values():  # sentences that nobody found a question for
         facts.append(Fact(rest[0].answer, (), tuple(rest)))
     exam.sort(key=lambda item: draw(item, settings))
     dev.sort(key=lambda item: draw(item, settings))
     return Syllabus(facts, exam[: settings.exam], dev[: settings.dev], dict(dropped))
+
+
+def different(group: Sequence[Item]) -> int:
+    """In how many wordings a fact is asked for, not counting those that are nearly the same."""
+    return len({gist(item.question) for item in group})
+
+
+def set_aside(group: list[Item], away: list[Item], shared: Container[str]) -> list[Item]:
+    """Put a question of a fact away; the lessons that are left, none of them nearly the same.
+
+    One that is nearly a question for another fact is not put away.
+    """
+    chosen = next((item for item in reversed(group) if gist(item.question) not in shared), None)
+    if chosen is None:
+        return group
+    away.append(chosen)
+    return [item for item in group if gist(item.question) != gist(chosen.question)]
 
 
 def draw(item: Item, settings: StudySettings) -> float:

@@ -21,7 +21,9 @@ MONTH = (
     r"(?:january|february|march|april|may|june|july|august|september|october|november|december)(?: \d{4})?"
 )
 YEAR = r"\d{4}"
-NUMBER = r"[\w-]+"
+NUMBER = (
+    r"(?:\d+|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|[a-z]+teen|[a-z]+ty(?:-[a-z]+)?)"
+)
 PEOPLE = (
     "sister brother mother father wife husband son daughter aunt uncle nephew niece cousin grandmother "
     "grandfather friend neighbour colleague boss owner leader manager teacher doctor dentist partner "
@@ -44,7 +46,7 @@ PHRASES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     (
         r"(?:is|turned|reached the age of|has lived for)"
-        r" (?P<v>[\w-]+)(?: years)?(?: old| of age)?(?: this \w+)?",
+        rf" (?P<v>{NUMBER})(?: years)?(?: old| of age)?(?: this \w+)?",
         ("How old is {s}?", "What is {s's} age?", "What age is {s}?", "How many years old is {s}?"),
     ),
     (
