@@ -154,7 +154,7 @@ def plain(text: str) -> str:
 
 CODE_HEADING = re.compile(
     r"^([ \t]*)(?:(?:export|public|private|protected|static|async|pub|abstract|final|default)\s+)*"
-    r"((?:class|def|function|fn|func|struct|enum|trait|interface|impl|module|type)\s+[\w.<>:*]+)",
+    r"((?:class|def|function|fn|func|struct|enum|trait|interface|impl|module|type)\s+\w+(?:(?:\.|::)\w+)*)",
     re.MULTILINE,
 )
 
