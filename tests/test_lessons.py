@@ -12,7 +12,7 @@ from nightschool.datasets import Conversation, Message, load_dataset
 from nightschool.engine import Engine
 from nightschool.errors import DataError
 from nightschool.events import Notice, Progress
-from nightschool.lessons import Lesson, collate, make_lessons, mix, pack, plan
+from nightschool.lessons import Lesson, collate, make_lessons, pack, plan, rehearsed
 from nightschool.recipes import RECIPES
 
 THINKING = (  # like Qwen3's: thoughts are shown for the last answer only
@@ -332,13 +332,13 @@ def test_types_are_as_promised():
     assert batch.tokens.tolist() == [10_000, 10_001, 0, 1, 2]
 
 
-@given(st.lists(st.integers(1, 50), min_size=1, max_size=60), st.floats(0, 0.6), st.integers(0, 99))
-def test_rehearsal_makes_up_its_share_of_the_tokens_as_far_as_there_is_any(lengths, share, seed):
-    lessons, rehearsal = made(lengths), made([20] * 40)
-    mixed = mix(lessons, rehearsal, share, seed=seed)
-    assert mixed[: len(lessons)] == lessons
-    assert len(set(map(id, mixed))) == len(mixed)
-    extra = 20 * (len(mixed) - len(lessons))
-    wanted = share / (1 - share) * sum(lengths)
-    assert abs(extra - min(wanted, 800)) <= 10
-    assert list(map(id, mixed)) == list(map(id, mix(lessons, rehearsal, share, seed=seed)))
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=60), st.integers(1, 200), st.integers(0, 99))
+def test_rehearsal_takes_its_share_and_goes_round_before_it_repeats(lengths, tokens, seed):
+    rounds = [
+        rehearsed(lengths, step, tokens=tokens, seed=seed) for step in range(2 + sum(lengths) // tokens)
+    ]
+    for taken in rounds:
+        assert len(set(taken)) == len(taken) > 0
+        assert sum(lengths[index] for index in taken[:-1]) < tokens
+    assert {index for taken in rounds for index in taken} == set(range(len(lengths)))
+    assert rounds == [rehearsed(lengths, step, tokens=tokens, seed=seed) for step in range(len(rounds))]

@@ -176,7 +176,8 @@ def test_validation_and_rehearsal_find_their_way_into_the_card(home, base, data)
     )
     assert result.exit_code == 0, result.output
     card = json.loads(result.stdout.splitlines()[-1])
-    assert card["lessons"] == 50
+    assert (card["lessons"], card["rehearsal_lessons"]) == (40, 40)
+    assert card["training"]["steps"] > 6  # a fifth of each step's tokens are not lessons
     assert len(card["training"]["validation"]) == 6
 
 

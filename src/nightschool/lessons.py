@@ -67,12 +67,16 @@ class LessonSet:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Whole lessons end to end: tokens, positions from 0 in each, which document, targets; all (T,)."""
+    """Whole lessons end to end: tokens, positions from 0 in each, which document, targets; all (T,).
+
+    In a rehearsal the targets are not to be learned: there the model shall predict what its base predicts.
+    """
 
     tokens: npt.NDArray[np.int32]
     positions: npt.NDArray[np.int32]
     document: npt.NDArray[np.int32]
     targets: npt.NDArray[np.bool_]
+    rehearsal: bool = False
 
 
 # Conversations → lessons
@@ -305,18 +309,19 @@ def after_last_end(tokens: Sequence[int], start: int, end: int, *, ends: frozens
 # Lessons → batches
 
 
-def mix(lessons: Sequence[Lesson], rehearsal: Sequence[Lesson], share: float, *, seed: int) -> list[Lesson]:
-    """The lessons and as many rehearsal lessons, drawn by seed, as make up `share` of all tokens."""
-    if not 0 <= share < 1:
-        raise ValueError("share must be at least 0 and below 1")
-    wanted = share / (1 - share) * sum(len(lesson.tokens) for lesson in lessons)
-    mixed = list(lessons)
-    for index in np.random.default_rng(seed).permutation(len(rehearsal)):
-        if wanted < len(rehearsal[index].tokens) / 2:  # nearer to the wanted share without it
-            break
-        mixed.append(rehearsal[index])
-        wanted -= len(rehearsal[index].tokens)
-    return mixed
+def rehearsed(lengths: Sequence[int], step: int, *, tokens: int, seed: int) -> list[int]:
+    """Which rehearsal lessons a step takes: about `tokens`, going round the whole set before repeating.
+
+    Depends on nothing but its arguments, so that a resumed run rehearses what an uninterrupted one does.
+    """
+    order = np.random.default_rng([seed, len(lengths)]).permutation(len(lengths))
+    ends = np.cumsum([lengths[index] for index in order])
+    starts, total = np.concatenate([[0], ends[:-1]]), int(ends[-1])
+    ahead = (starts - step * tokens) % total  # how far before each lesson begins
+    chosen = np.flatnonzero(ahead < tokens)
+    if not chosen.size:  # in the middle of one that is longer than a step's share
+        chosen = np.array([np.argmax(ahead)])
+    return [int(order[place]) for place in chosen[np.argsort(ahead[chosen])]]
 
 
 def plan(lengths: Sequence[int], *, batch_tokens: int, seed: int, epoch: int) -> list[list[int]]:
@@ -342,7 +347,7 @@ def plan(lengths: Sequence[int], *, batch_tokens: int, seed: int, epoch: int) ->
     return [batch for batch in full + filling if batch]
 
 
-def collate(lessons: Sequence[Lesson], indices: Sequence[int]) -> Batch:
+def collate(lessons: Sequence[Lesson], indices: Sequence[int], *, rehearsal: bool = False) -> Batch:
     """The lessons of one batch end to end."""
     chosen = [lessons[index] for index in indices]
     lengths = [len(lesson.tokens) for lesson in chosen]
@@ -351,6 +356,7 @@ def collate(lessons: Sequence[Lesson], indices: Sequence[int]) -> Batch:
         positions=np.concatenate([np.arange(length, dtype=np.int32) for length in lengths]),
         document=np.repeat(np.arange(len(chosen), dtype=np.int32), lengths),
         targets=np.concatenate([lesson.targets for lesson in chosen]),
+        rehearsal=rehearsal,
     )
 
 

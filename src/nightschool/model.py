@@ -479,6 +479,10 @@ class Model:
         """Summed loss of hidden (M, width) against labels (M,), and how many labels came first."""
         return ops.cross_entropy_sum(hidden, self.head, labels)
 
+    def divergence(self, hidden: Tensor, reference: Tensor) -> Tensor:
+        """Summed KL divergence of the predictions of hidden (M, width) from those of reference."""
+        return ops.divergence_sum(hidden, reference, self.head)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (M, width) → (M, vocabulary), for a few positions: training has ops.cross_entropy_sum."""
         return self.head.forward(hidden)

@@ -233,7 +233,7 @@ class _Linear(torch.autograd.Function):
             ]
             xa = thinned.to(mm)
             u = xa @ a.t()  # (T, R)
-            for (part, _), ui, b in zip(parts, u.split(ctx.ranks, 1), bs, strict=True):
+            for (part, _), ui, b in zip(parts, torch.split(u, ctx.ranks, 1), bs, strict=True):
                 y[:, part.start : part.stop].add_(ui @ b.t())
             ctx.save_for_backward(xa, u, a, *bs)
         return y
@@ -248,7 +248,7 @@ class _Linear(torch.autograd.Function):
         dyb = dy.to(ctx.mm)
         v = torch.empty_like(u)  # (T, R)
         dbs = []
-        columns = zip(u.split(ctx.ranks, 1), v.split(ctx.ranks, 1), strict=True)
+        columns = zip(torch.split(u, ctx.ranks, 1), torch.split(v, ctx.ranks, 1), strict=True)
         for (part, scale), b, (ui, vi) in zip(ctx.parts, bs, columns, strict=True):
             mine = dyb[:, part.start : part.stop]
             vi.copy_(mine @ b)  # b is scaled already
@@ -567,6 +567,31 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor, _: Tensor) -> Any:
+        return ctx.grad.mul_(dloss), None, None
+
+
+def divergence_sum(hidden: Tensor, reference: Tensor, head: FrozenMatrix) -> Tensor:
+    """Σ KL(softmax(reference Wᵀ) ‖ softmax(hidden Wᵀ)) over the rows of both (M, D); trains hidden only."""
+    loss: Tensor = _run(_Divergence, hidden, reference, head)
+    return loss
+
+
+class _Divergence(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, reference: Tensor, head: Any) -> Tensor:
+        grad = torch.empty_like(hidden)
+        loss = hidden.new_zeros(())
+        for rows in _loss_tiles(hidden, head):
+            logs = head.forward(hidden[rows]).log_softmax(-1)
+            wanted = head.forward(reference[rows]).log_softmax(-1)
+            p = wanted.exp()
+            loss += wanted.sub_(logs).mul_(p).sum()
+            grad[rows] = head.backward(logs.exp_().sub_(p))
+        ctx.grad = grad
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, dloss: Tensor) -> Any:
         return ctx.grad.mul_(dloss), None, None
 
 

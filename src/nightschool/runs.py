@@ -15,6 +15,7 @@ import time
 import zipfile
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from nightschool.errors import DataError, FileFormatError, NightschoolError, Not
 from nightschool.events import Event, Notice, TrainStep, Validation
 from nightschool.gguf import open_gguf
 from nightschool.hub import base_hash, find_base
-from nightschool.lessons import Lesson, LessonSet, make_lessons, mix
+from nightschool.lessons import Lesson, LessonSet, make_lessons
 from nightschool.lora import Lora, choose
 from nightschool.model import Config, read_config, trainable_shapes
 from nightschool.paths import atomic_write, runs_dir, write_text
@@ -170,7 +171,7 @@ def carry_out(order: Order, run: Run) -> Generator[Event, None, Adapter]:
     file = open_gguf(base.path)
     config = read_config(file)
     order = replace(order, settings=_with_recipe(order))
-    lessons, valid, ctx = yield from _prepared(order, run, base.path, config)
+    lessons, valid, rehearsal, ctx = yield from _prepared(order, run, base.path, config)
     if "settings" in run.state:  # chosen when the run began; choosing again might choose differently
         settings = from_dict(run.state["settings"])
     else:
@@ -183,14 +184,16 @@ def carry_out(order: Order, run: Run) -> Generator[Event, None, Adapter]:
     run.note(settings=as_dict(settings), status="training", lessons=len(lessons))
     assert settings.rank and settings.alpha
     lora = Lora(shapes, rank=settings.rank, alpha=settings.alpha, seed=settings.seed, device=settings.device)
-    yield from _logged(train(model, lora, lessons, settings, valid=valid, checkpoint=run.checkpoint), run)
+    steps = train(model, lora, lessons, settings, valid=valid, rehearsal=rehearsal, checkpoint=run.checkpoint)
+    yield from _logged(steps, run)
     adapter = save_adapter(
         order.name,
         lora.weights(),
         alpha=settings.alpha,
         rank=settings.rank,
         base=file,
-        card=_card(order, run, settings, lessons) | {"receipt": asdict(meter.receipt())},
+        card=_card(order, run, settings, lessons)
+        | {"rehearsal_lessons": len(rehearsal), "receipt": asdict(meter.receipt())},
     )
     run.note(status="done", adapter=order.name)
     for finished in (run.checkpoint, run.lessons):  # the log and run.json stay
@@ -210,8 +213,8 @@ def _with_recipe(order: Order) -> TrainSettings:
 
 def _prepared(
     order: Order, run: Run, base: Path, config: Config
-) -> Generator[Event, None, tuple[list[Lesson], list[Lesson], int]]:
-    """The lessons to train and to validate on, and the context of serving; read back when made before."""
+) -> Generator[Event, None, tuple[list[Lesson], list[Lesson], list[Lesson], int]]:
+    """Lessons to train, to validate on, to rehearse, and the context of serving; read back if made before."""
     if run.lessons.exists():
         return _load_lessons(run.lessons)
     limit = order.settings.max_tokens or min(DEFAULT_MAX_TOKENS, config.context)
@@ -240,10 +243,9 @@ def _prepared(
     lessons = made["train"].lessons
     if not lessons:
         raise DataError(f"{order.data[0]} gives nothing to learn: no lesson has a target token.")
-    if made["rehearsal"].lessons and order.settings.rehearsal:
-        lessons = mix(lessons, made["rehearsal"].lessons, order.settings.rehearsal, seed=order.settings.seed)
-    _save_lessons(run.lessons, lessons, made["valid"].lessons, ctx)
-    return lessons, made["valid"].lessons, ctx
+    kinds = (lessons, made["valid"].lessons, made["rehearsal"].lessons)
+    _save_lessons(run.lessons, kinds, ctx)
+    return *kinds, ctx
 
 
 def _with_recipe_batch(order: Order, lessons: Sequence[Lesson]) -> TrainSettings:
@@ -254,28 +256,29 @@ def _with_recipe_batch(order: Order, lessons: Sequence[Lesson]) -> TrainSettings
     return replace(order.settings, batch_tokens=round(RECIPES[order.recipe].batch * mean))
 
 
-def _save_lessons(path: Path, lessons: Sequence[Lesson], valid: Sequence[Lesson], ctx: int) -> None:
-    both = [*lessons, *valid]
+def _save_lessons(path: Path, kinds: Sequence[Sequence[Lesson]], ctx: int) -> None:
+    every = [each for kind in kinds for each in kind]
     with atomic_write(path) as draft, draft.open("wb") as file:
         np.savez_compressed(
             file,
-            tokens=np.concatenate([each.tokens for each in both]),
-            targets=np.concatenate([each.targets for each in both]),
-            lengths=np.array([len(each.tokens) for each in both]),
-            counts=np.array([len(lessons), len(valid), ctx]),
+            tokens=np.concatenate([each.tokens for each in every]),
+            targets=np.concatenate([each.targets for each in every]),
+            lengths=np.array([len(each.tokens) for each in every]),
+            counts=np.array([len(kind) for kind in kinds]),
+            ctx=np.array(ctx),
         )
 
 
-def _load_lessons(path: Path) -> tuple[list[Lesson], list[Lesson], int]:
+def _load_lessons(path: Path) -> tuple[list[Lesson], list[Lesson], list[Lesson], int]:
     try:
         with np.load(path, allow_pickle=False) as saved:
             ends = saved["lengths"].cumsum()[:-1]
             pieces = zip(np.split(saved["tokens"], ends), np.split(saved["targets"], ends), strict=True)
-            lessons = [Lesson(tokens, targets) for tokens, targets in pieces]
-            count, _, ctx = (int(value) for value in saved["counts"])
+            every = iter([Lesson(tokens, targets) for tokens, targets in pieces])
+            lessons, valid, rehearsal = (list(islice(every, int(count))) for count in saved["counts"])
+            return lessons, valid, rehearsal, int(saved["ctx"])
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise FileFormatError(f"{path} is damaged; begin the run again with --restart.") from error
-    return lessons[:count], lessons[count:], ctx
 
 
 def _described(settings: TrainSettings, lessons: Sequence[Lesson], need: memory.Need) -> str:

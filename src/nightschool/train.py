@@ -23,7 +23,7 @@ from torch import Tensor
 
 from nightschool.errors import FileFormatError, NightschoolError, NotFound
 from nightschool.events import Event, TrainStep, Validation
-from nightschool.lessons import Batch, Lesson, collate, pack, plan
+from nightschool.lessons import Batch, Lesson, collate, pack, plan, rehearsed
 from nightschool.lora import Lora
 from nightschool.model import Config, Model, Pairs
 from nightschool.paths import atomic_write
@@ -41,7 +41,7 @@ def resolve(settings: TrainSettings, config: Config, lessons: Sequence[Lesson]) 
     of full fine-tuning, falling with the model's width; epochs are 3, or as many as give 60 steps, at most
     40.
     """
-    total = sum(len(lesson.tokens) for lesson in lessons)
+    total = sum(len(lesson.tokens) for lesson in lessons) / (1 - settings.rehearsal)
     longest = max(len(lesson.tokens) for lesson in lessons)
     rank = settings.rank or 16
     batch_tokens = settings.batch_tokens or (1024 if total < 200_000 else 4096)
@@ -71,14 +71,22 @@ class Measure:
 
 
 class Steps:
-    """The order of a run: which pieces each optimiser step computes; the same for the same settings."""
+    """The order of a run: which pieces each optimiser step computes; the same for the same settings.
 
-    def __init__(self, lessons: Sequence[Lesson], settings: TrainSettings) -> None:
+    A step is lessons and, beside them, `settings.rehearsal` of its tokens rehearsal.
+    """
+
+    def __init__(
+        self, lessons: Sequence[Lesson], settings: TrainSettings, rehearsal: Sequence[Lesson] = ()
+    ) -> None:
         assert settings.micro_tokens and settings.batch_tokens and settings.epochs
-        self.lessons, self.settings = lessons, settings
-        self.accumulate = max(1, round(settings.batch_tokens / settings.micro_tokens))
-        self.starts = [0]  # first step of each epoch
+        self.lessons, self.rehearsal, self.settings = lessons, rehearsal, settings
         self.lengths = [len(lesson.tokens) for lesson in lessons]
+        self.rehearsal_tokens = round(settings.rehearsal * settings.batch_tokens) if rehearsal else 0
+        lesson_tokens = max(settings.batch_tokens - self.rehearsal_tokens, max(self.lengths))
+        self.piece_tokens = min(settings.micro_tokens, lesson_tokens)
+        self.accumulate = max(1, round(lesson_tokens / self.piece_tokens))
+        self.starts = [0]  # first step of each epoch
         for epoch in range(math.ceil(settings.epochs)):
             self.starts.append(self.starts[-1] + math.ceil(len(self._plan(epoch)) / self.accumulate))
         whole = self.starts[-1] - self.starts[-2]
@@ -89,10 +97,7 @@ class Steps:
 
     def _plan(self, epoch: int) -> list[list[int]]:
         """Which lessons each piece of an epoch holds."""
-        assert self.settings.micro_tokens
-        return plan(
-            self.lengths, batch_tokens=self.settings.micro_tokens, seed=self.settings.seed, epoch=epoch
-        )
+        return plan(self.lengths, batch_tokens=self.piece_tokens, seed=self.settings.seed, epoch=epoch)
 
     def __call__(self, first: int) -> Iterator[tuple[int, list[Batch]]]:
         """(step, its pieces) from step `first` on, counted from 0."""
@@ -103,7 +108,15 @@ class Steps:
             order = self._plan(epoch)
             for step in range(max(first, start), stop):
                 at = (step - start) * self.accumulate
-                yield step, [collate(self.lessons, piece) for piece in order[at : at + self.accumulate]]
+                pieces = [collate(self.lessons, piece) for piece in order[at : at + self.accumulate]]
+                yield step, pieces + self._rehearsal(step)
+
+    def _rehearsal(self, step: int) -> list[Batch]:
+        if not self.rehearsal_tokens:
+            return []
+        lengths = [len(lesson.tokens) for lesson in self.rehearsal]
+        chosen = rehearsed(lengths, step, tokens=self.rehearsal_tokens, seed=self.settings.seed)
+        return [collate(self.rehearsal, chosen, rehearsal=True)]
 
 
 def train(
@@ -113,6 +126,7 @@ def train(
     settings: TrainSettings,
     *,
     valid: Sequence[Lesson] = (),
+    rehearsal: Sequence[Lesson] = (),
     checkpoint: Path | None = None,
 ) -> Iterator[Event]:
     """Train `lora` in place; the last event is the last step's.
@@ -120,9 +134,9 @@ def train(
     Args:
         settings: resolved ones.
         valid: held-out lessons, measured after each epoch and at the end.
+        rehearsal: lessons on which the model shall go on predicting what its base predicts.
         checkpoint: a file to save to now and then, and to go on from where it exists. Closing the generator
-        between
-            two events saves as well.
+            between two events saves as well.
     Raises:
         FileFormatError: the checkpoint is damaged or of another run.
         NightschoolError: the loss is no longer a number.
@@ -132,7 +146,7 @@ def train(
     optimiser = AdamW(lora, settings)
     if checkpoint and checkpoint.exists():
         optimiser.load(checkpoint)
-    steps = Steps(lessons, settings)
+    steps = Steps(lessons, settings, rehearsal)
     clock = Clock(steps.total, optimiser.step)
     saved_at, saved_step = time.monotonic(), optimiser.step
     try:
@@ -165,13 +179,33 @@ def accumulate(
     """Forward and backward over the pieces of one step; gradients of the mean loss land in lora.grad."""
     lora.grad.zero_()
     torch.manual_seed((settings.seed << 32) + step)  # dropout
-    targets = sum(int(_predicted(piece).sum()) for piece in pieces)
+    places = sum(int(_predicted(piece).sum()) for piece in pieces)
     loss = correct = 0.0
+    targets = 0
     for piece in pieces:
-        part, right = _loss(model, lora.pairs, piece, dropout=settings.dropout, recompute=settings.recompute)
-        (part / max(targets, 1)).backward()  # type: ignore[no-untyped-call]
-        loss, correct = loss + float(part.detach()), correct + float(right)
+        if piece.rehearsal:
+            part = _drift(model, lora.pairs, piece, settings)
+        else:
+            part, right = _loss(
+                model, lora.pairs, piece, dropout=settings.dropout, recompute=settings.recompute
+            )
+            loss, correct = loss + float(part.detach()), correct + float(right)
+            targets += int(_predicted(piece).sum())
+        (part / max(places, 1)).backward()  # type: ignore[no-untyped-call]
     return Measure(loss / max(targets, 1), correct / max(targets, 1), targets)
+
+
+def _drift(model: Model, pairs: Pairs, piece: Batch, settings: TrainSettings) -> Tensor:
+    """How far the predictions have moved from the base's, summed over a rehearsal piece's targets.
+
+    The base teaches its own adapter here: the whole distribution is kept, so that a rehearsal text is not
+    learned by heart however often it comes (learning without forgetting, arXiv:1606.09282).
+    """
+    places = _predicted(piece).nonzero().flatten().to(model.device)
+    with torch.no_grad():
+        reference = model.read(piece)[places]
+    hidden = model.read(piece, pairs, dropout=settings.dropout, recompute=settings.recompute)
+    return model.divergence(hidden[places], reference)
 
 
 def _predicted(piece: Batch) -> Tensor:
@@ -273,9 +307,7 @@ def check_device(device: str) -> None:
     """Raise NotFound, in a sentence, where torch has no such device on this machine."""
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there[device]:
-        raise NotFound(
-            f"This machine has no {device} device that torch can use; leave --device away."
-        )
+        raise NotFound(f"This machine has no {device} device that torch can use; leave --device away.")
 
 
 def keep_freed_memory() -> None:
