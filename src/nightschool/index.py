@@ -145,7 +145,7 @@ class Index:
                 "select chunk_id, vector from vectors where model = ? order by chunk_id", (self.embedder.id,)
             ).fetchall()
             data = b"".join(row["vector"] for row in rows)
-            matrix = np.frombuffer(data, np.float16).astype(np.float32).reshape(len(rows), -1)
+            matrix = np.frombuffer(data, np.float16).astype(np.float32).reshape(max(1, len(rows)), -1)
             self._matrix = state, matrix, [row["chunk_id"] for row in rows]
         return self._matrix[1], self._matrix[2]
 

@@ -21,8 +21,9 @@ KIND = 1.0  # for a number where one is asked for, or a name
 PER_RANK = 0.1  # less for each chunk that the search put before this one
 # A sentence that begins with one of these is understood only with the one before it.
 POINTING = re.compile(r"(he|she|it|they|his|her|its|their|this|these|that|those|there|both)\b", re.IGNORECASE)
+NO_END = r"(?<!\b[A-Z]\.)(?<!\b(?:Mr|Dr|St|Ms|Jr|No|vs)\.)(?<!\bMrs\.)(?<!\bProf\.)"  # abbreviations
 END = re.compile(
-    r"(?<=[.!?…])[\"'”’)\]]*\s+(?=[\"'“‘(\[]*[A-Z0-9\[*_-])"  # a full stop, and a capital letter
+    rf"(?<=[.!?…]){NO_END}[\"'”’)\]]*\s+(?=[\"'“‘(\[]*[A-Z0-9\[*_-])"  # a full stop, a capital letter
     r"|\n\s*\n|\n(?=\s*[-*•|#]|\s*\d+[.)] )"  # a paragraph, an item of a list, a row
 )
 ASKS_FOR_NUMBER = re.compile(
