@@ -13,7 +13,7 @@ from nightschool.model import Model
 from nightschool.ops import Documents
 
 STORIES = 40
-BITS = {"stories3M-q80": (0.4, 0.8), "stories260K": (0.9, 1.25)}  # bits per byte that such models have
+BITS = {"stories3M-q80": (0.4, 0.8), "stories260K": (0.8, 1.25)}  # bits per byte that such models have
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_bits_per_byte_are_those_of_run_c(converted, references, stories, name):
         assert found == pytest.approx(expected, rel=allowed), precision
 
 
-@pytest.mark.parametrize(("type", "allowed"), [("F32", 0.002), ("Q8_0", 0.03), ("Q4_0", 0.03)])
+@pytest.mark.parametrize(("type", "allowed"), [("F32", 0.002), ("Q8_0", 0.05), ("Q4_0", 0.05)])
 @pytest.mark.parametrize("name", MODELS)
 def test_next_token_probabilities_agree_with_llama_cpp(shared, tmp_path, stories, name, type, allowed):
     path = tmp_path / "story.gguf"

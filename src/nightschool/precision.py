@@ -28,7 +28,7 @@ from nightschool.settings import TrainSettings
 from nightschool.train import accumulate
 
 LOSS_TOLERANCE = 0.02  # relative
-GRADIENT_TOLERANCE = 0.98  # cosine of all LoRA gradients, taken as one vector
+GRADIENT_TOLERANCE = 0.95  # cosine of all LoRA gradients, taken as one vector
 SAMPLE_TOKENS = 256
 CHECKED_WEIGHTS = 500_000_000  # how many weights the exact pass unpacks at most
 LOUD = 20.0  # a channel is an outlier when its peak is so many times the median channel's peak

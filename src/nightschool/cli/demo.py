@@ -30,9 +30,10 @@ def command(as_json: bool) -> None:
     from nightschool.demo import demonstrate, notes
 
     out = Console(stderr=as_json, highlight=False)
-    text = notes().read_text(encoding="utf-8").strip()
+    paragraph = notes().read_text(encoding="utf-8").split("\n\n")[1]
     out.rule("a page of notes that no model can know", align="left")
-    out.print(text.split("\n\n")[1] + "\n\n[dim]… the whole page: " + str(notes()) + "[/dim]\n")
+    out.print(" ".join(paragraph.split()))
+    out.print(f"[dim]… the whole page: {notes()}[/dim]\n", soft_wrap=True)
     out.rule("before · night school · after", align="left")
     findings: Findings = show(until_interrupted(demonstrate(), "Run the demo again: it takes minutes."))
     _report(findings, out)
