@@ -53,8 +53,15 @@ def rehearse(engine: Engine, index: int, *, seed: int) -> tuple[str, str]:
     """
     if index % (TEXTS + 1):
         said = engine.complete("", max_tokens=TEXT_TOKENS, temperature=1.0, seed=seed + index)
-        return "", str(said["content"]).strip()
+        return "", printable(said["content"])
     prompt = random.Random(seed + index).choice(PROMPTS)
     messages = [{"role": "user", "content": prompt}]
     said_to = engine.chat(messages, temperature=0.8, max_tokens=ANSWER_TOKENS, seed=seed + index)
-    return prompt, said_to.strip()
+    return prompt, printable(said_to)
+
+
+def printable(text: str) -> str:
+    """Without what a model that is not sure of itself may say: control characters, halves of letters."""
+    return (
+        "".join(mark for mark in text if mark.isprintable() or mark in "\n\t").replace("\ufffd", "").strip()
+    )

@@ -55,15 +55,17 @@ def from_dict(values: dict[str, Any]) -> TrainSettings:
 
 @dataclass(frozen=True)
 class StudySettings:
-    """One night's study: how it writes, how much is set aside, and what an adapter must show to be promoted."""
+    """One night's study: how it writes, what it sets aside, what an adapter must show to be promoted."""
 
-    minutes: float = setting(240.0, "Time for all of it; what is not written by then waits for the next study")
+    minutes: float = setting(
+        240.0, "Time for all of it; what is not written by then waits for the next study"
+    )
     wordings: int = setting(8, "Questions the model is asked to write about each sentence")
     repeats: int = setting(10, "Lessons made for each fact, at least")
     exam: int = setting(200, "Most questions that are set aside for the exam")
     dev: int = setting(50, "Most questions that are set aside to watch the training")
-    rehearsal: float = setting(0.3, "Share of the lessons that are the base's own words, against forgetting")
-    epochs: float = setting(6.0, "How often each lesson is seen, if the time allows")
+    rehearsal: float = setting(0.4, "Share of the lessons that are the base's own words, against forgetting")
+    epochs: float = setting(3.0, "How often each lesson is seen, if the time allows")
     rank: int = setting(16, "Inner size of each LoRA pair")
     lr: float | None = setting(None, "Peak learning rate")
     slots: int = setting(8, "Questions put to the model side by side")

@@ -200,7 +200,7 @@ class Night:
         syllabus = self.syllabus()
         self.note(
             lessons_written=self.book.count_items(self.sources),
-            lessons_kept=sum(len(fact.items) for fact in syllabus.facts),
+            lessons_kept=syllabus.count,
             dropped=self.book.reasons(self.sources) | syllabus.dropped,
             facts=len(syllabus.facts),
             exam_questions=len(syllabus.exam),

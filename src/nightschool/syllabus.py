@@ -16,8 +16,7 @@ from dataclasses import dataclass, replace
 from nightschool.check import Item, contains, gist, key, without_duplicates
 from nightschool.settings import StudySettings
 
-WORDINGS_FOR_EXAM, WORDINGS_FOR_DEV = 3, 4
-DEV_SHARE = 0.25  # of the facts that have wordings enough
+WORDINGS_TO_SPARE = 3  # a fact must be asked for in so many before one is set aside
 FRAMES = (
     "{q}",
     "Please tell me: {q}",
@@ -46,40 +45,64 @@ class Syllabus:
     dev: list[Item]
     dropped: dict[str, int]
 
+    @property
+    def count(self) -> int:
+        """Items that are of use: lessons, told sentences, set-aside questions."""
+        taught = sum(len(fact.items) + len(fact.told) for fact in self.facts)
+        return taught + len(self.exam) + len(self.dev)
+
 
 def divide(items: Sequence[Item], settings: StudySettings) -> Syllabus:
     """Group items into facts and set questions aside; the same for the same items and settings."""
     verdicts = without_duplicates(items)
     dropped = Counter(verdict.reason for verdict in verdicts if not verdict.is_kept)
-    kept = [verdict.item for verdict in verdicts if verdict.is_kept]
-    told: dict[str, list[Item]] = {}
-    asked: dict[tuple[str, str], list[Item]] = {}
-    for item in kept:
-        if item.restates:
-            told.setdefault(item.passage, []).append(item)
-        else:
-            asked.setdefault((item.passage, key(item.value)), []).append(item)
-    gists = Counter(mark for group in asked.values() for mark in {gist(item.question) for item in group})
+    asked = [verdict.item for verdict in verdicts if verdict.is_kept and not verdict.item.restates]
+    groups = [group_of(group, settings) for group in by_fact(asked)]
+    gists = Counter(mark for group in groups for mark in {gist(item.question) for item in group})
     shared = {mark for mark, count in gists.items() if count > 1}
-    facts: list[Fact] = []
+    order = sorted(range(len(groups)), key=lambda index: draw(groups[index][0], settings))
     exam: list[Item] = []
     dev: list[Item] = []
-    for (passage, _), group in asked.items():
-        answer = common_answer(group)
-        group = sorted(
-            (replace(item, answer=answer_of(item, answer)) for item in group),
-            key=lambda item: draw(item, settings),
-        )
-        if different(group) >= WORDINGS_FOR_EXAM:
-            group = set_aside(group, exam, shared)
-        if different(group) >= WORDINGS_FOR_DEV - 1 and draw(group[0], settings) < DEV_SHARE:
-            group = set_aside(group, dev, shared)
-        facts.append(Fact(answer, tuple(group), tuple(told.pop(passage, ()))))
-    for rest in told.values():  # sentences that nobody found a question for
-        facts.append(Fact(rest[0].answer, (), tuple(rest)))
-    exam.sort(key=lambda item: draw(item, settings))
-    dev.sort(key=lambda item: draw(item, settings))
-    return Syllabus(facts, exam[: settings.exam], dev[: settings.dev], dict(dropped))
+    for away, most, indices in ((exam, settings.exam, order), (dev, settings.dev, order[::-1])):
+        for index in indices:
+            if len(away) < most and different(groups[index]) >= WORDINGS_TO_SPARE:
+                groups[index] = set_aside(groups[index], away, shared)
+    near = len(asked) - sum(map(len, groups)) - len(exam) - len(dev)
+    if near:
+        dropped["nearly a question of the exam"] = near
+    told: dict[str, list[Item]] = {}
+    for verdict in verdicts:
+        if verdict.is_kept and verdict.item.restates:
+            told.setdefault(verdict.item.passage, []).append(verdict.item)
+    facts = [
+        Fact(group[0].answer, tuple(group), tuple(told.pop(group[0].passage, ())))
+        for group in groups
+        if group
+    ]
+    facts += [Fact(rest[0].answer, (), tuple(rest)) for rest in told.values()]  # nobody found a question
+    return Syllabus(facts, exam, dev, dict(dropped))
+
+
+def by_fact(items: Sequence[Item]) -> list[list[Item]]:
+    """Items about one sentence whose values are the same, or one of them part of the other."""
+    groups: dict[str, list[tuple[str, list[Item]]]] = {}
+    for item in sorted(items, key=lambda item: len(item.value)):  # stable: short values lead
+        known = groups.setdefault(item.passage, [])
+        value = f" {key(item.value)} "
+        fitting = next((group for short, group in known if short in value), None)
+        if fitting is None:
+            known.append((value, [item]))
+        else:
+            fitting.append(item)
+    return [group for known in groups.values() for _, group in known]
+
+
+def group_of(items: Sequence[Item], settings: StudySettings) -> list[Item]:
+    """The items of a fact with its answer, in an order that only questions and seed decide."""
+    answer = common_answer(items)
+    value = min((item.value for item in items), key=len)
+    same = (replace(item, answer=answer_of(item, answer), value=value) for item in items)
+    return sorted(same, key=lambda item: draw(item, settings))
 
 
 def different(group: Sequence[Item]) -> int:
@@ -130,8 +153,8 @@ def fact_lines(fact: Fact, settings: StudySettings) -> Iterator[str]:
                 break
             lines.append(line_of(frame.format(q=item.question), item.answer))
     yield from lines
-    for number, item in enumerate(fact.told):
-        yield line_of(item.question, fact.answer if number % 2 and fact.items else item.answer)
+    for item in fact.told:
+        yield line_of(item.question, fact.answer)
 
 
 def question_line(item: Item) -> str:

@@ -76,19 +76,18 @@ class Talker(Protocol):
 def by_rules(text: str) -> list[Item]:
     """All items that the rules make of a text, restatements included."""
     items: list[Item] = []
-    for statement in statements(text):
-        items += of_statement(statement)
+    for number, statement in enumerate(statements(text)):
+        items += of_statement(statement, TELL[number % len(TELL)])
     return items
 
 
-def of_statement(statement: Statement) -> Iterator[Item]:
-    """Questions and restatements of one statement."""
+def of_statement(statement: Statement, tell: str) -> Iterator[Item]:
+    """Questions and one restatement of a statement."""
     told = statement.text
     for asked in questions(statement):
         for question in asked.questions:
             yield Item(told, question, told, asked.value)
-    for wording in TELL:
-        yield Item(told, fill(wording, statement.subject), told, restates=True)
+    yield Item(told, fill(tell, statement.subject), told, restates=True)
 
 
 def views(text: str) -> list[str]:
