@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from nightschool.chunks import SEPARATOR
 from nightschool.index import Hit, found_in
 
 MAX_CHARACTERS = 400  # of a quotation
@@ -58,7 +59,8 @@ def best_quotation(question: str, hits: Sequence[Hit], weights: Mapping[str, flo
     best: tuple[float, float, Quotation] | None = None
     total = sum(weights.values()) or 1.0
     for rank, hit in enumerate(hits):
-        texts = sentences(hit.text)
+        headings = hit.heading.split(SEPARATOR)
+        texts = [text for text in sentences(hit.text) if text not in headings]
         worths = _worths(hit, texts, weights)
         scores = [
             sum(weights[word] * share for word, share in worth.items()) + _kind(question, text)
