@@ -100,7 +100,7 @@ def purge(db: Database) -> bool:
         return True
     with transaction(db):
         db.execute("insert into chunks_fts (chunks_fts) values ('optimize')")
-    db.execute("pragma incremental_vacuum").fetchall()
+    db.executescript("pragma incremental_vacuum")  # execute() would stop after one page
     busy: int = db.execute("pragma wal_checkpoint(truncate)").fetchone()[0]
     if busy:
         return False
