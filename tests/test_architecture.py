@@ -15,7 +15,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 ROWS = {
     "words: know nothing": "errors paths events settings recipes receipt statements wordings",
     "files and rows": "gguf store chunks rich_documents documents library datasets download hub peft adapters",
-    "processes and tensors": "grammar _engine_child _engine_process engine vectors index quants ops shapes"
+    "processes and tensors": "grammar _engine_child _engine_process engine vectors index quants ops attention shapes"
     " vocabulary conversion llama2c huggingface convert",
     "the model": "templates lessons model lora memory",
     "learning": "quoting answer train precision evaluate check syllabus lessonbook writer teacher writing rehearsal",
@@ -26,7 +26,7 @@ ORDER = {name: place for place, name in enumerate(" ".join(ROWS.values()).split(
 
 # What only these modules may import, wherever in them it stands; everybody else goes through them.
 ONLY_IN = {
-    "torch": "quants ops shapes conversion llama2c huggingface model lora train precision merge fit",
+    "torch": "quants ops attention shapes conversion llama2c huggingface model lora train precision merge fit",
     "xllamacpp": "_engine_child",
     "sqlite3": "store",
     "click": "cli",

@@ -8,6 +8,7 @@ import torch
 from tiny import write_tiny
 
 from nightschool.adapters import Stack
+from nightschool.attention import Documents
 from nightschool.engine import Engine
 from nightschool.errors import DataError, FileFormatError, NotFound
 from nightschool.evaluate import (
@@ -21,7 +22,6 @@ from nightschool.evaluate import (
 )
 from nightschool.gguf import open_gguf
 from nightschool.model import Model
-from nightschool.ops import Documents
 
 
 @pytest.mark.parametrize(

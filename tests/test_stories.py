@@ -7,10 +7,10 @@ import pytest
 import torch
 from test_convert import MODELS, Reference, converted, references, run  # noqa: F401 (two are fixtures)
 
+from nightschool.attention import Documents
 from nightschool.engine import Engine
 from nightschool.gguf import TensorType, open_gguf
 from nightschool.model import Model
-from nightschool.ops import Documents
 
 STORIES = 40
 BITS = {"stories3M-q80": (0.4, 0.8), "stories260K": (0.8, 1.25)}  # bits per byte that such models have

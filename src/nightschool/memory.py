@@ -11,9 +11,10 @@ from pathlib import Path
 
 import psutil
 
+from nightschool.attention import KEEP_LENGTH
 from nightschool.errors import NotEnoughMemory
 from nightschool.model import Config
-from nightschool.ops import KEEP_LENGTH, LOSS_TILE
+from nightschool.ops import LOSS_TILE
 from nightschool.settings import TrainSettings
 
 BYTES = {"int8": 1.0, "bf16": 2.0, "fp32": 4.0, "fp64": 8.0, "packed": 0.0}  # of a frozen weight

@@ -23,11 +23,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from nightschool import ops
+from nightschool.attention import Documents, attention
 from nightschool.errors import FileFormatError, UnsupportedModel
 from nightschool.gguf import GGUFFile, TensorType
 from nightschool.gguf import Tensor as TensorInfo
 from nightschool.lessons import Batch
-from nightschool.ops import Documents, FrozenMatrix, Part, Precision
+from nightschool.ops import FrozenMatrix, Part, Precision
 from nightschool.quants import dequantize
 
 Pair = tuple[Tensor, Tensor, float]  # A (rank, in), B (out, rank), scale
@@ -461,9 +462,7 @@ class Model:
             q = ops.rms_norm(q, layer.q_norm, config.eps)
             k = ops.rms_norm(k, layer.k_norm, config.eps)
         q, k = ops.rotate(q, turns), ops.rotate(k, turns)
-        mixed = ops.attention(
-            q, k, v, documents, scale=config.attention_scale, window=layer.window, mm=self.mm
-        )
+        mixed = attention(q, k, v, documents, scale=config.attention_scale, window=layer.window, mm=self.mm)
         y = layer.output(mixed.view(count, -1), pairs, mm=self.mm, dropout=dropout)
         if layer.post_attention_norm is not None:
             y = ops.rms_norm(y, layer.post_attention_norm, config.eps)

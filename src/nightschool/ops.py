@@ -24,9 +24,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-ATTENTION_TILE = 1 << 21  # scores held at once: 2 M elements stay near the caches
-QUERY_TILE = 256  # causal attention skips the keys right of each tile of queries
-KEEP_LENGTH = 256  # documents up to this keep their attention probabilities for the backward
 LOSS_TILE = 1 << 24  # logits held at once: 16 M elements, 64 MB
 TOKEN_TILE = 256  # tokens whose int32 products are held at once: they are rescaled while still in cache
 
@@ -178,7 +175,7 @@ def compute_copy(unpack: Unpack, shape: tuple[int, int], precision: Precision, d
     return DenseMatrix(dense.to(device))
 
 
-def _run(function: Any, *arguments: Any) -> Any:
+def run(function: Any, *arguments: Any) -> Any:
     """Apply an autograd function; torch leaves `apply` untyped."""
     return function.apply(*arguments)
 
@@ -212,7 +209,7 @@ def linear(
     thinned = F.dropout(x, dropout) if dropout and pairs else x
     flat = [tensor for _, a, b, _ in pairs for tensor in (a, b)]
     parts = [(part, scale) for part, _, _, scale in pairs]
-    y: Tensor = _run(_Linear, x, thinned, weight, bias, parts, mm, *flat)
+    y: Tensor = run(_Linear, x, thinned, weight, bias, parts, mm, *flat)
     return y
 
 
@@ -274,7 +271,7 @@ def _ordered(b: Tensor, part: Part) -> Tensor:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / rms(x) · weight over the last axis (arXiv:1910.07467); the weight is frozen."""
-    y: Tensor = _run(_RmsNorm, x, weight, eps)
+    y: Tensor = run(_RmsNorm, x, weight, eps)
     return y
 
 
@@ -296,7 +293,7 @@ class _RmsNorm(torch.autograd.Function):
 
 def rotate(x: Tensor, turn: Tensor) -> Tensor:
     """Rotary embedding (arXiv:2104.09864): pairs of neighbours in x (T, H, d) times turn (T, 1, n/2)."""
-    y: Tensor = _run(_Rotate, x, turn)
+    y: Tensor = run(_Rotate, x, turn)
     return y
 
 
@@ -321,7 +318,7 @@ def _turned(x: Tensor, turn: Tensor) -> Tensor:
 
 def gated(gate_up: Tensor, activation: str) -> Tensor:
     """act(gate) · up of gate_up (T, 2F), both side by side: SwiGLU ("silu") or GeGLU ("gelu", tanh form)."""
-    y: Tensor = _run(_Gated, gate_up, activation)
+    y: Tensor = run(_Gated, gate_up, activation)
     return y
 
 
@@ -351,186 +348,6 @@ def _activate(gate: Tensor, activation: str) -> Tensor:
     return F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")
 
 
-# ── attention ───────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True)
-class Documents:
-    """How a packed stream falls into documents: groups of like length, each an index (N, L) into it.
-
-    Places past a document's end point at its last token; causality hides them from the real ones, and their
-    own results are not written back: `keep` (N·L,) marks the real places, or is None where there are no
-    others.
-    """
-
-    groups: tuple[tuple[Tensor, Tensor | None], ...]
-
-    @staticmethod
-    def of(lengths: Sequence[int], device: torch.device | str = "cpu") -> "Documents":
-        """Group documents by their lengths, so that at most a quarter of a group is padding."""
-        starts = [0]
-        for length in lengths:
-            starts.append(starts[-1] + length)
-        order = sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True)
-        groups: list[list[int]] = []
-        for i in order:
-            if groups and lengths[i] >= 0.75 * lengths[groups[-1][0]] - 4:
-                groups[-1].append(i)
-            else:
-                groups.append([i])
-        return Documents(tuple(_group(starts, lengths, sorted(group), device) for group in groups))
-
-
-def _group(
-    starts: Sequence[int], lengths: Sequence[int], members: list[int], device: torch.device | str
-) -> tuple[Tensor, Tensor | None]:
-    longest = max(lengths[i] for i in members)
-    step = torch.arange(longest)
-    length = torch.tensor([lengths[i] for i in members])[:, None]
-    index = torch.tensor([starts[i] for i in members])[:, None] + torch.minimum(step, length - 1)
-    keep = (step < length).flatten()
-    return index.to(device), None if bool(keep.all()) else keep.to(device)
-
-
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    documents: Documents,
-    *,
-    scale: float,
-    window: int = 0,
-    mm: torch.dtype = torch.float32,
-) -> Tensor:
-    """Causal attention inside each document: q (T, H, d), k (T, K, d), v (T, K, e) → (T, H, e).
-
-    Head h of q reads head h // (H / K) of k and v. `window` > 0: a token sees itself and the window-1 before
-    it. Probabilities are not kept for the backward but computed again, a few heads at a time.
-    """
-    y: Tensor = _run(_Attention, q, k, v, documents, scale, window, mm)
-    return y
-
-
-class _Attention(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        documents: Documents,
-        scale: float,
-        window: int,
-        mm: torch.dtype,
-    ) -> Tensor:
-        ctx.documents, ctx.scale, ctx.window, ctx.out = documents, scale, window, q.dtype
-        q, k, v = (q * scale).to(mm), k.to(mm), v.to(mm)
-        ctx.save_for_backward(q, k, v)
-        ctx.kept = []
-        y = torch.empty(q.shape[0], q.shape[1], v.shape[2], dtype=ctx.out, device=q.device)
-        for index, keep in documents.groups:
-            qs, ks, vs = (
-                _heads(q, index, k.shape[1]),
-                _heads(k, index, k.shape[1]),
-                _heads(v, index, k.shape[1]),
-            )
-            out = qs.new_empty(*qs.shape[:-1], vs.shape[-1])
-            for rows, lo, hi, first in _tiles(qs, window):
-                p = _probabilities(qs[rows, :, lo:hi], ks[rows, :, first:hi], lo - first, window)
-                out[rows, :, lo:hi] = _times(p, vs[rows, :, first:hi])
-                if index.shape[1] <= KEEP_LENGTH:
-                    ctx.kept.append(p)
-            _scatter(y, out, index, keep)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> Any:
-        q, k, v = ctx.saved_tensors
-        dy = dy.to(q.dtype)
-        grads = [torch.empty(t.shape, dtype=ctx.out, device=t.device) for t in (q, k, v)]
-        kept = iter(ctx.kept)
-        for index, keep in ctx.documents.groups:
-            qs, ks, vs, dys = (_heads(t, index, k.shape[1]) for t in (q, k, v, dy))
-            if keep is not None:
-                dys = (
-                    dys
-                    * keep.view(index.shape[0], 1, index.shape[1]).repeat_interleave(k.shape[1], 0)[..., None]
-                )
-            dq, dk, dv = torch.empty_like(qs), torch.zeros_like(ks), torch.zeros_like(vs)
-            for rows, lo, hi, first in _tiles(qs, ctx.window):
-                qt, kt, vt, dyt = (
-                    qs[rows, :, lo:hi],
-                    ks[rows, :, first:hi],
-                    vs[rows, :, first:hi],
-                    dys[rows, :, lo:hi],
-                )
-                short = index.shape[1] <= KEEP_LENGTH
-                p = next(kept) if short else _probabilities(qt, kt, lo - first, ctx.window)
-                dp = _times(dyt, vt.transpose(-1, -2))
-                ds = torch.ops.aten._softmax_backward_data(dp, p, -1, p.dtype)
-                dq[rows, :, lo:hi] = _times(ds, kt)
-                dk[rows, :, first:hi] += _gather_heads(ds, qt)
-                dv[rows, :, first:hi] += _gather_heads(p, dyt)
-            for grad, part in zip(grads, (dq.mul_(ctx.scale), dk, dv), strict=True):
-                _scatter(grad, part, index, keep)
-        return *grads, None, None, None, None
-
-
-def _heads(x: Tensor, index: Tensor, kv_heads: int) -> Tensor:
-    """x (T, H, d) → (N·K, H/K, L, d): each key/value head with the query heads that read it."""
-    n, length = index.shape
-    picked = x[index.flatten()].view(n, length, kv_heads, x.shape[1] // kv_heads, x.shape[2])
-    return picked.permute(0, 2, 3, 1, 4).reshape(n * kv_heads, -1, length, x.shape[2])
-
-
-def _scatter(y: Tensor, part: Tensor, index: Tensor, keep: Tensor | None) -> None:
-    """Write (N·K, H/K, L, e) back to its places in y (T, H, e)."""
-    n, length = index.shape
-    rows = part.view(n, -1, part.shape[1], length, part.shape[3]).permute(0, 3, 1, 2, 4)
-    flat, places = rows.reshape(n * length, y.shape[1], y.shape[2]), index.flatten()
-    if keep is not None:
-        flat, places = flat[keep], places[keep]
-    y.index_copy_(0, places, flat.to(y.dtype))
-
-
-def _tiles(qs: Tensor, window: int) -> Any:
-    """Tiles as (slice of document-head pairs, first query, last query + 1, first key they see)."""
-    pairs, group, length, _ = qs.shape
-    tall = min(length, QUERY_TILE)
-    step = max(1, ATTENTION_TILE // (group * tall * length))
-    for start in range(0, pairs, step):
-        rows = slice(start, start + step)
-        for lo in range(0, length, tall):
-            yield rows, lo, min(lo + tall, length), max(0, lo - window + 1) if window else 0
-
-
-def _probabilities(q: Tensor, k: Tensor, offset: int, window: int) -> Tensor:
-    """softmax(q kᵀ) under the causal mask; query i sits at key place offset + i. (P, G, l, m)"""
-    scores = _times(q, k.transpose(-1, -2))
-    distance = (
-        offset
-        + torch.arange(q.shape[2], device=q.device)[:, None]
-        - torch.arange(k.shape[2], device=q.device)
-    )
-    hidden = distance < 0
-    if window:
-        hidden |= distance >= window
-    scores += torch.zeros(hidden.shape, dtype=q.dtype, device=q.device).masked_fill_(hidden, float("-inf"))
-    return torch.softmax(scores, -1)
-
-
-def _times(x: Tensor, y: Tensor) -> Tensor:
-    """(P, G, l, m) times (P, 1, m, n), the group folded into the rows: (P, G, l, n)."""
-    p, g, rows, inner = x.shape
-    return torch.bmm(x.reshape(p, g * rows, inner), y.squeeze(1)).view(p, g, rows, -1)
-
-
-def _gather_heads(x: Tensor, y: Tensor) -> Tensor:
-    """Σ over the group of xᵀ y: (P, G, l, m), (P, G, l, n) → (P, 1, m, n)."""
-    p, g, rows, _ = x.shape
-    return torch.bmm(x.reshape(p, g * rows, -1).transpose(1, 2), y.reshape(p, g * rows, -1)).unsqueeze(1)
-
-
 # ── loss ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -540,7 +357,7 @@ def cross_entropy_sum(hidden: Tensor, head: FrozenMatrix, labels: Tensor) -> tup
     hidden (M, D), labels (M,). The logits exist a tile at a time; the gradient to hidden is made on the same
     pass.
     """
-    loss, correct = _run(_CrossEntropy, hidden, head, labels)
+    loss, correct = run(_CrossEntropy, hidden, head, labels)
     return loss, correct
 
 
@@ -572,7 +389,7 @@ class _CrossEntropy(torch.autograd.Function):
 
 def divergence_sum(hidden: Tensor, reference: Tensor, head: FrozenMatrix) -> Tensor:
     """Σ KL(softmax(reference Wᵀ) ‖ softmax(hidden Wᵀ)) over the rows of both (M, D); trains hidden only."""
-    loss: Tensor = _run(_Divergence, hidden, reference, head)
+    loss: Tensor = run(_Divergence, hidden, reference, head)
     return loss
 
 
