@@ -65,6 +65,21 @@ def test_log_probabilities_agree_with_llama_cpp(tmp_path, arch, type):
     assert gap < TOLERANCE[type]
 
 
+@pytest.mark.parametrize("arch", ["llama", "qwen2"])
+@pytest.mark.parametrize("scaling", ["linear", "yarn"])
+def test_stretched_positions_agree_with_llama_cpp(tmp_path, arch, scaling):
+    source = open_gguf(write_tiny(tmp_path / "tiny.gguf", arch))
+    plain = ours(Model(source), prompts())
+    keys = {"type": scaling, "factor": 4.0, "original_context_length": 64}
+    metadata = source.metadata | {f"{arch}.rope.scaling.{key}": value for key, value in keys.items()}
+    tensors = [(n, t.type, t.shape, source.data(n)) for n, t in source.tensors.items()]
+    write_gguf(tmp_path / "long.gguf", metadata, tensors, types=source.metadata_types)
+    stretched = ours(Model(open_gguf(tmp_path / "long.gguf")), prompts())
+    assert (stretched - plain).abs().mean() > 0.05
+    with Engine(tmp_path / "long.gguf", ctx=CTX) as engine:
+        assert difference(engine, prompts(), stretched) < TOLERANCE["F32"]
+
+
 def test_long_contexts_take_the_long_rotary_factors(tmp_path):
     path = write_tiny(tmp_path / "tiny.gguf", "phi3-longrope", **options("phi3-longrope"))
     with Engine(path, ctx=512) as engine:

@@ -1,8 +1,8 @@
 """Causal attention inside each document of a packed stream, in plain torch.
 
 The stream has no padding; only here, where documents must not see each other, are they laid side by side,
-those of like length together. Scores are computed a tile of queries at a time, and keys that a tile cannot see
-are skipped.
+those of like length together. Scores are computed a tile of queries at a time, and keys that no query of a
+tile can see are skipped.
 
 Shapes: T tokens, N documents of a group, L places in each, H query heads, K key/value heads, d head width.
 """
@@ -81,7 +81,7 @@ def attention(
 ) -> Tensor:
     """Causal attention inside each document: q (T, H, d), k (T, K, d), v (T, K, e) → (T, H, e).
 
-    Head h of q reads head h // (H / K) of k and v. With a window, a token sees itself and window - 1 before it.
+    Head h of q reads head h // (H / K) of k and v. With a window a token sees itself and window - 1 before.
     The probabilities of documents longer than KEEP_LENGTH are not kept for the backward but computed again.
     """
     y: Tensor = run(_Attention, q, k, v, documents, scale, window, mm)

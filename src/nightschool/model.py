@@ -10,6 +10,7 @@ reordered on loading so that the computation knows only neighbours, complex numb
 file's order (ops.Part.rows).
 """
 
+import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -55,6 +56,7 @@ FAMILIES = {
 }
 
 
+YARN_FAST, YARN_SLOW = 32.0, 1.0  # llama.cpp's defaults, which files cannot change
 LINEAR = re.compile(r"blk\.\d+\.(attn_(q|k|v|qkv|output)|ffn_(gate|up|down))\.weight")
 
 
@@ -75,6 +77,7 @@ class Config:
     eps: float
     rope_base: float
     rope_scale: float  # positions are multiplied by this
+    yarn: bool  # only the slow pairs' positions are, and the rotation grows (arXiv:2309.00071)
     rope_amplitude: float
     original_context: int
     window: int
@@ -114,7 +117,7 @@ def read_config(file: GGUFFile) -> Config:
     if "token_embd.weight" not in file.tensors:
         raise FileFormatError(f"{file.path.name} holds no token_embd.weight: it is not a whole model.")
     head_dim = get("attention.key_length", width // heads if heads else 0)
-    linear = file.metadata.get(f"{arch}.rope.scaling.type") == "linear"
+    scaling = file.metadata.get(f"{arch}.rope.scaling.type")
     config = Config(
         architecture=arch,
         layers=get("block_count"),
@@ -128,7 +131,8 @@ def read_config(file: GGUFFile) -> Config:
         context=get("context_length"),
         eps=get("attention.layer_norm_rms_epsilon"),
         rope_base=get("rope.freq_base", 10_000.0),
-        rope_scale=1.0 / get("rope.scaling.factor", 1.0) if linear else 1.0,
+        rope_scale=1.0 / get("rope.scaling.factor", 1.0) if scaling in ("linear", "yarn") else 1.0,
+        yarn=scaling == "yarn",
         rope_amplitude=get("rope.scaling.attn_factor", 1.0),
         original_context=get("rope.scaling.original_context_length", get("context_length")),
         window=get("attention.sliding_window", 0) if FAMILIES[arch].window_pattern else 0,
@@ -151,7 +155,7 @@ def _refuse_options(file: GGUFFile, arch: str) -> None:
             f"{file.path.name} is a mixture of experts, which Nightschool does not train yet."
         )
     scaling = file.metadata.get(f"{arch}.rope.scaling.type", "none")
-    if scaling not in ("none", "linear", "longrope"):
+    if scaling not in ("none", "linear", "yarn", "longrope"):
         raise UnsupportedModel(
             f"{file.path.name} scales its rotary positions by {scaling!r}, which is not supported; "
             "take the variant of the model without extended context."
@@ -514,10 +518,28 @@ def _rope_tables(config: Config, optional: Any, ctx: int) -> list[tuple[Tensor, 
     free, long, short = factors
     chosen = free if free is not None else (long if ctx > config.original_context else short)
     angle = config.rope_scale * config.rope_base**-exponent
+    amplitude = config.rope_amplitude
+    if config.yarn:
+        keep = _yarn_ramp(config)
+        angle = config.rope_base**-exponent * (keep + (1 - keep) * config.rope_scale)
+        amplitude *= 1 - 0.1 * math.log(config.rope_scale)
     if chosen is not None:
         angle = angle / chosen.double().cpu()
     local = config.family.window_rope_base**-exponent
-    return [(angle, config.rope_amplitude), (local, 1.0)]
+    return [(angle, amplitude), (local, 1.0)]
+
+
+def _yarn_ramp(config: Config) -> Tensor:
+    """How much of each pair's own angle is kept, as in llama.cpp: 1 for fast pairs, 0 for slow (n/2,)."""
+
+    def pair_turning(times: float) -> float:  # the pair that turns so often within the original context
+        n, base = config.rotary_dim, config.rope_base
+        return n * math.log(config.original_context / (times * 2 * math.pi)) / (2 * math.log(base))
+
+    low = max(0, math.floor(pair_turning(YARN_FAST)))
+    high = min(config.rotary_dim - 1, math.ceil(pair_turning(YARN_SLOW)))
+    pair = torch.arange(config.rotary_dim // 2, dtype=torch.float64)
+    return 1 - ((pair - low) / max(0.001, high - low)).clamp(0, 1)
 
 
 def _turns(table: tuple[Tensor, float], positions: Tensor, dtype: torch.dtype) -> Tensor:
