@@ -127,6 +127,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(home, base, data):
         (["train", "good.jsonl", "--name", "../up"], "cannot be the name"),
         (["train", "good.jsonl", "--max-tokens", "4096"], "4096"),
         (["train", "good.jsonl", "--device", "cuda"], "no cuda device"),
+        (["train", "good.jsonl", "--device", "mps", "--precision", "int8"], "bf16, or auto"),
         (["eval", "missing.jsonl"], "missing.jsonl"),
         (["eval", "bad-exam.jsonl"], "line 2"),
         (["eval", "exam.jsonl", "-m", "BASE+nobody"], "'nobody'"),

@@ -33,7 +33,7 @@ READ_WORDS = 30  # a reply is judged by its first words
 MAX_TOKENS = 48
 EXAM_CTX = 1024  # a question and its answer
 GENERAL_TOKENS = 256
-SMALL = 400 << 20  # bytes of a base that may be unpacked whole for a probe
+PROBE_TOKENS = 2048  # read at once: each time all weights are unpacked
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
@@ -161,7 +161,7 @@ def recall(answers: Sequence[Answer]) -> float:
 
 def perplexity(model: Model, pairs: Pairs, lessons: Sequence[Lesson]) -> float:
     """exp of the mean loss over the targets of some lessons, with LoRA pairs or without ({})."""
-    found = evaluate(model, pairs, lessons, TrainSettings())
+    found = evaluate(model, pairs, lessons, TrainSettings(micro_tokens=PROBE_TOKENS))
     return math.exp(found.loss / max(1, found.targets))
 
 
@@ -219,7 +219,7 @@ def sit_exam(
             lessons = yield from general_lessons(general, engine)
     after_general = before_general = None
     if lessons:
-        model = Model(file, "fp32" if base.path.stat().st_size < SMALL else "packed")
+        model = Model(file, "packed")  # exact, and no copy of the weights
         loaded = [(load_weights(paths[name]), scale) for name, scale in stack.adapters]
         pairs = stacked([(each.weights, each.alpha, scale) for each, scale in loaded])
         after_general = perplexity(model, pairs, lessons)

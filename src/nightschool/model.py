@@ -15,7 +15,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -348,7 +348,11 @@ class Model:
                 ]
             )
         matrix = ops.compute_copy(packed, packed.shape, self.precision, self.device)
-        return Linear(matrix, tuple(packed.parts), bias)
+        parts = (
+            part if part.rows is None else replace(part, rows=part.rows.to(self.device))
+            for part in packed.parts
+        )
+        return Linear(matrix, tuple(parts), bias)
 
     def _layer(self, i: int) -> Layer:
         config, prefix = self.config, f"blk.{i}."
@@ -545,6 +549,6 @@ def _yarn_ramp(config: Config) -> Tensor:
 def _turns(table: tuple[Tensor, float], positions: Tensor, dtype: torch.dtype) -> Tensor:
     """The rotation of each pair of each token, as complex numbers: (T, 1, rotary/2)."""
     angle, amplitude = table
-    theta = positions.double().cpu()[:, None, None] * angle
+    theta = positions.cpu().double()[:, None, None] * angle
     turn = torch.polar(torch.full_like(theta, amplitude), theta)
     return turn.to(torch.complex128 if dtype == torch.float64 else torch.complex64).to(positions.device)

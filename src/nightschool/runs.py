@@ -11,6 +11,7 @@ its run again. The adapter's bytes do not depend on how often the run was interr
 
 import hashlib
 import json
+import sys
 import time
 import zipfile
 from collections.abc import Generator, Iterator, Sequence
@@ -166,7 +167,7 @@ def _file_hash(path: Path) -> str:
 def carry_out(order: Order, run: Run) -> Generator[Event, None, Adapter]:
     """Do a run to its end; the value is the saved adapter. Closing it between two events saves."""
     meter = Meter()
-    check_device(order.settings.device)
+    check_device(order.settings)
     base = find_base(order.base)
     file = open_gguf(base.path)
     config = read_config(file)
@@ -177,7 +178,9 @@ def carry_out(order: Order, run: Run) -> Generator[Event, None, Adapter]:
     else:
         settings = resolve(_with_recipe_batch(order, lessons), config, lessons)
     shapes = choose(trainable_shapes(file), settings.targets)
-    need = memory.check(config, shapes, settings, longest=max(len(each.tokens) for each in lessons))
+    longest = max(len(each.tokens) for each in lessons)
+    free = None if settings.device == "cpu" else sys.maxsize  # a device's memory is its own
+    need = memory.check(config, shapes, settings, longest=longest, free=free)
     yield Notice(_described(settings, lessons, need))
     model = yield from load_model(file, lessons, settings, ctx=ctx)
     settings = replace(settings, precision=model.precision)

@@ -303,8 +303,11 @@ class Clock:
         return TrainStep(step + 1, self.total, measure.loss, speed, eta_s, measure.correct, lr, tokens)
 
 
-def check_device(device: str) -> None:
-    """Raise NotFound, in a sentence, where torch has no such device on this machine."""
+def check_device(settings: TrainSettings) -> None:
+    """Raise, in a sentence, where torch has no such device here, or the device cannot hold such weights."""
+    device = settings.device
+    if device != "cpu" and settings.precision == "int8":
+        raise NightschoolError(f"Int8 products are for the CPU; on {device} take --precision bf16, or auto.")
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there[device]:
         raise NotFound(f"This machine has no {device} device that torch can use; leave --device away.")
