@@ -13,6 +13,7 @@ from itertools import pairwise
 
 from nightschool.evaluate import normalise
 from nightschool.statements import base_form
+from nightschool.wordings import NUMBER
 
 # Words that carry no fact: a reply may use them without finding them in the passage.
 LIGHT = frozenset(
@@ -27,6 +28,12 @@ DECLINED = re.compile(
     r"\b(?:do not|don['’]t|cannot|can['’]t|not) (?:know|sure|say|tell|mentioned|stated|given|find)"
     r"|no (?:idea|information)|\bunknown\b",
     re.IGNORECASE,
+)
+NUMBER_WORD = re.compile(NUMBER)
+# What a number counts must be what the passage counts.
+UNITS = frozenset(
+    "o'clock pound pounds pence euro euros dollar dollars cent cents percent metre metres mile miles "
+    "kilometre kilometres kilo kilos kilogram kilograms gram grams litre litres degree degrees".split()
 )
 LONGEST_ANSWER = 40  # words
 
@@ -95,6 +102,9 @@ def unsupported(item: Item, reply: str) -> str:
     invented = [word for word in parts(reply) if word.lower() not in known and is_name_or_number(word, reply)]
     if invented:
         return f"{invented[0]!r} does not stand in the passage"
+    units = [word for word in parts(reply) if word.lower() in UNITS and base_form(word.lower()) not in known]
+    if units and units[0].lower() not in known:
+        return f"{units[0]!r} does not stand in the passage"
     mixed = next(
         (pair for pair in names(reply) if pair not in names(item.passage + ". " + item.question)), None
     )
@@ -111,8 +121,8 @@ def parts(text: str) -> list[str]:
 
 
 def is_name_or_number(word: str, text: str) -> bool:
-    """A capital in the middle of a sentence, or a digit."""
-    if any(character.isdigit() for character in word):
+    """A capital in the middle of a sentence, a digit, or a number in words."""
+    if any(character.isdigit() for character in word) or NUMBER_WORD.fullmatch(word.lower()):
         return True
     return word[0].isupper() and not text.startswith(word)
 

@@ -65,15 +65,17 @@ BEFORE_NOUNS = frozenset(
 PRONOUNS = frozenset("he she it they".split())
 OWNERS = frozenset("his her its their".split())
 NO_SUBJECTS = frozenset(
-    "i we you there do does did what who whom whose which when where why how please if bring call ask take "
-    "put here nobody everyone someone somebody people this that these those let note remember".split()
+    "nothing no none neither i we you there do does did what who whom whose which when where why how "
+    "please if bring call ask take put here nobody everyone someone somebody people this that these those "
+    "let note remember".split()
 )
+FRONT = frozenset("at in on from since until every after for of by with under behind when as".split())
 SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[A-Z0-9])")
 ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|St|Prof|No|vs|etc|e\.g|i\.e|a\.m|p\.m|[A-Z])\.$")
 # A new clause: after a colon, or after ", and" where "he" or "her sister" begins it.
 CLAUSES = re.compile(r"[:;]\s+|, and (?=(?:he|she|it|they|his|her|its|their)\b)")
 ASIDE = re.compile(
-    r",? (?:though|although|because|so that|while|whenever|unless)\b|, (?:but|which|who|where)\b"
+    r",? (?:though|although|because(?! of)|so that|while|whenever|unless)\b|, (?:but|which|who|where)\b"
 )
 MAX_WORDS = 40
 
@@ -144,13 +146,13 @@ def tidy(rest: str) -> str:
 
 def split_subject(clause: str, topic: str | None) -> tuple[str, str, str | None] | None:
     """(subject, predicate, new topic) of a clause, or None where there is no subject we understand."""
-    words = clause.split()
+    words = front_last(clause).split()
     at = first_verb(words)
     if at is None or at == 0 or at > 9:
         return None
     subject = " ".join(words[:at])
     first = words[0].lower()
-    if first in NO_SUBJECTS or "," in subject:
+    if first in NO_SUBJECTS or first in FRONT or "," in subject:
         return None
     if first in PRONOUNS or first in OWNERS:
         if topic is None or (first in PRONOUNS and at != 1):
@@ -159,6 +161,14 @@ def split_subject(clause: str, topic: str | None) -> tuple[str, str, str | None]
         subject = topic if first in PRONOUNS else f"{possessive(topic)} {owned}"
         return subject, " ".join(words[at:]), topic
     return lower_article(subject), " ".join(words[at:]), topic_of(lower_article(subject))
+
+
+def front_last(clause: str) -> str:
+    """ "At noon, Ada is out" → "Ada is out at noon": what stands in front goes to the end."""
+    front = re.match(
+        r"((?:At|In|On|From|Since|Until|Every|After|For|Of|By|With) [^,]+), (?!and )(.+)", clause
+    )
+    return f"{front[2]} {front[1][0].lower()}{front[1][1:]}" if front else clause
 
 
 def possessive(name: str) -> str:

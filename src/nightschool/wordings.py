@@ -190,6 +190,7 @@ PREPOSITIONS = frozenset(
     "until through against without during".split()
 )
 EMPTY = frozenset("us me you him her it them one ones so that this there eat drink".split())
+NAMED = re.compile(r"(?<=[\s(])(?:the )?[A-Z][\w-]+(?:(?:'s?)? [A-Z][\w-]+)*(?:'s? [a-z]+)?")
 TELL = ("Tell me something about {s}.", "What do you know about {s}?", "Say something about {s}.")
 
 
@@ -221,6 +222,30 @@ def by_phrase(statement: Statement) -> Iterator[tuple[str, str]]:
             for wording in asked:
                 yield match["v"], fill(wording, statement.subject)
             return
+
+
+def bank(subject: str) -> list[tuple[str, ...]]:
+    """What people usually ask about anybody and anything, asked about this subject; by phrase."""
+    return [tuple(fill(wording, subject) for wording in asked) for _, asked in PHRASES]
+
+
+def whom(statement: Statement) -> list[str]:
+    """Whom the bank should ask about for a statement: of "Ada's hat" and "the hat of Ada", Ada.
+
+    Nobody, where a phrase fits the statement and knows what it answers.
+    """
+    if any(True for _ in by_phrase(statement)):
+        return []
+    part = re.fullmatch(r"the [a-z ]+ of ((?:the )?[A-Z].*)", statement.subject)
+    return [part[1] if part else statement.subject]
+
+
+def names_in(sentence: str) -> list[str]:
+    """Names of a sentence that no rule understands, in order: "Ada Finch", "the Blue Inn", "Ada's hat"."""
+    found = NAMED.findall(" " + sentence[0].lower() + sentence[1:])
+    first = re.match(r"[A-Z][\w-]+ [A-Z][\w-]+", sentence)
+    names = [*([first[0]] if first else []), *(name.strip() for name in found)]
+    return [name for name in dict.fromkeys(names) if not re.fullmatch(f"{DAY}|{MONTH}", name, re.IGNORECASE)]
 
 
 def fill(wording: str, subject: str) -> str:
@@ -322,8 +347,9 @@ def about_being(statement: Statement) -> Iterator[tuple[str, str]]:
         return
     article = words[0].lower() in ("a", "an", "the") and len(words) > 1
     if article:
-        yield " ".join(words[1:]), f"What {verb} {subject}?"
-        yield " ".join(words[1:]), f"What sort of thing {verb} {subject}?"
+        person = re.fullmatch(r"[A-Z][\w'-]+ [A-Z][\w'-]+", subject) is not None
+        yield " ".join(words[1:]), f"{'Who' if person else 'What'} {verb} {subject}?"
+        yield " ".join(words[1:]), f"Who or what {verb} {subject}?"
         return
     preposition = next((at for at, word in enumerate(words[:-1]) if word.lower() in PREPOSITIONS), None)
     if preposition is None:
