@@ -16,6 +16,7 @@ from nightschool.answer import (
     cited,
     closed_book,
     control_tokens,
+    names_in,
     quote,
 )
 from nightschool.engine import Engine
@@ -200,10 +201,20 @@ def test_an_order_in_a_note_is_quoted_as_what_it_is(db):
     assert answer.text.startswith("“") and answer.text.endswith("” [1]")
 
 
-@pytest.mark.parametrize("question", ["What is a zeppelin?", "Why?", "How old was the mayor of Ulan Bator?"])
+@pytest.mark.parametrize("question", ["What is a zeppelin?", "Why?", "How old is the boiler of Ulan Bator?"])
 def test_what_the_notes_do_not_say_is_not_known(db, question):
     answer = quote(question, Index(db))
     assert (answer.text, answer.known, answer.citations) == (UNKNOWN, False, ())
+
+
+def test_a_question_about_somebody_else_is_not_answered(db):
+    remember_text(db, "Ann Hale is 83 years old. Bob Hale keeps bees.")
+    assert quote("How old is Ann Hale?", Index(db)).text.startswith("“Ann Hale is 83 years old.")
+    assert not quote("How old is Zebediah Quince?", Index(db)).known
+
+
+def test_names_are_capitals_but_the_first_and_numbers():
+    assert names_in("Where does Ann Hale's aunt live in 1987?") == ["ann", "hale", "1987"]
 
 
 # Who can read -------------------------------------------------------------------------------------

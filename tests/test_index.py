@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nightschool import index as index_module
@@ -95,6 +95,7 @@ def test_words_are_compared_as_the_index_compares_them():
 
 def test_any_question_can_be_asked(db):
     @given(st.text(max_size=60))
+    @settings(deadline=None)
     def ask(question):
         Index(db).search(question)
 

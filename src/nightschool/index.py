@@ -38,7 +38,7 @@ Vectors = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Hit:
-    """A chunk that was found. `coverage` is the share of the question that its words make up."""
+    """A chunk that was found, which words of the question it has, and the share of their weight."""
 
     chunk_id: int
     source: str
@@ -46,6 +46,7 @@ class Hit:
     heading: str
     text: str
     score: float
+    words: frozenset[str]
     coverage: float
 
 
@@ -172,6 +173,7 @@ class Index:
                 heading=row["heading"],
                 text=row["text"],
                 score=score,
+                words=frozenset(words),
                 coverage=sum(weights[word] for word in words) / total,
             )
             for (row, score), words in zip(kept, found, strict=True)

@@ -43,11 +43,10 @@ NAME = re.compile(r"\b[A-Z]\w+")
 
 @dataclass(frozen=True)
 class Quotation:
-    """A passage of a hit; `coverage` is the share of the question that it and its context make up."""
+    """A passage of a hit."""
 
     text: str
     hit: Hit
-    coverage: float
 
 
 def best_quotation(question: str, hits: Sequence[Hit], weights: Mapping[str, float]) -> Quotation | None:
@@ -56,8 +55,7 @@ def best_quotation(question: str, hits: Sequence[Hit], weights: Mapping[str, flo
     Args:
         weights: what each word of the question is worth (Index.weights).
     """
-    best: tuple[float, float, Quotation] | None = None
-    total = sum(weights.values()) or 1.0
+    best: tuple[float, Quotation] | None = None
     for rank, hit in enumerate(hits):
         headings = hit.heading.split(SEPARATOR)
         texts = [text for text in sentences(hit.text) if text not in headings]
@@ -71,9 +69,8 @@ def best_quotation(question: str, hits: Sequence[Hit], weights: Mapping[str, flo
         at = max(range(len(texts)), key=lambda at: (scores[at], -at))
         score = scores[at] - PER_RANK * rank
         if best is None or score > best[0]:
-            coverage = sum(weights[word] for word in worths[at]) / total
-            best = score, coverage, Quotation(_passage(texts, scores, at), hit, coverage)
-    return best[2] if best else None
+            best = score, Quotation(_passage(texts, scores, at), hit)
+    return best[1] if best else None
 
 
 def _worths(hit: Hit, texts: Sequence[str], weights: Mapping[str, float]) -> list[dict[str, float]]:
