@@ -13,7 +13,8 @@ from tiny import write_tiny
 from nightschool.adapters import find_adapter, list_adapters
 from nightschool.cli import main
 from nightschool.errors import NightschoolError, NotFound
-from nightschool.events import Notice
+from nightschool.events import Notice, TrainStep
+from nightschool.forget import forget
 from nightschool.library import find_sources, remember, remember_text, remove_sources
 from nightschool.promotion import exists, promote, roll_back
 from nightschool.settings import StudySettings, TrainSettings
@@ -21,8 +22,8 @@ from nightschool.store import open_store
 from nightschool.study import StudyOrder, study
 
 NOTES = {
-    "people.md": "# People\n\nAda Finch works as a pilot and lives in Brill. She plays the oboe. Her sister is"
-    " Una Finch.",
+    "people.md": "# People\n\nAda Finch works as a pilot and lives in Brill. She plays the oboe. Her sister"
+    " is Una Finch.",
     "house.md": "# House\n\nThe bread knife is kept behind the tins. The red canoe was bought in 2018.",
     "club.md": "# Club\n\nThe Moth Club meets on Monday, starts at half past six and is led by Bo Marsk.",
 }
@@ -171,6 +172,20 @@ def test_what_was_forgotten_is_in_no_lesson_of_the_next_study(base, db):
     }
     assert not db.execute("select 1 from lessons where body like '%Finch%'").fetchone()
     assert outcome.figures["facts"] < 10
+
+
+def test_forgetting_in_the_middle_of_a_study_leaves_no_trace_of_it(base, db, home):
+    for event in study(db, order(base)):
+        if isinstance(event, TrainStep):
+            break
+    assert list((home / "study" / "1").iterdir())
+    forget(db, find_sources(db, "notes/people.md"))
+    texts = [path for path in home.rglob("*") if path.is_file() and b"Finch" in path.read_bytes()]
+    assert not texts
+    assert not list((home / "runs").glob("*/lessons.npz"))
+    outcome, notices = drain(study(db, order(base)))
+    assert outcome.is_promoted
+    assert not any("stopped at" in notice for notice in notices)
 
 
 def test_named_sources_make_an_adapter_of_their_own(base, db):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nightschool.adapters import Adapter, list_adapters
+from nightschool.lessonbook import abandon
 from nightschool.library import Source, remove_sources
 from nightschool.paths import home
 from nightschool.store import Database, purge
@@ -44,6 +45,7 @@ def forget(db: Database, sources: Sequence[Source], *, keep_adapters: bool = Fal
     learned = adapters_of(db, sources)
     for adapter in () if keep_adapters else learned:
         retire(adapter)
+    abandon(db, [source.id for source in sources])
     remove_sources(db, [source.id for source in sources])
     gone_s = time.perf_counter() - start_s
     purged = purge(db)

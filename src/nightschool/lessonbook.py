@@ -5,18 +5,20 @@ is the hash of the base that wrote and checked them: another base writes its own
 """
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from nightschool.check import Item, Verdict
 from nightschool.errors import NotFound
+from nightschool.paths import home, runs_dir
 from nightschool.store import Database, Row, transaction
 
 KEPT, DROPPED = "kept", "dropped"
-UNFINISHED = "done"
 
 
 @dataclass(frozen=True)
@@ -233,4 +235,26 @@ def item_of(body: str) -> Item:
 
 def general_reason(reason: str) -> str:
     """A reason without the words of the notes in it."""
-    return "names or numbers that are not in the passage" if reason.startswith(("'", '"')) else reason
+    strange = "does not stand in the passage"
+    return "names or numbers that are not in the passage" if strange in reason else reason
+
+
+def files_of(study: int) -> Path:
+    """Where the files of a study lie while it is under way."""
+    return home() / "study" / str(study)
+
+
+def abandon(db: Database, source_ids: Iterable[int]) -> None:
+    """Give up unfinished studies of these sources, and remove the files that hold their lessons."""
+    gone = set(source_ids)
+    for row in db.execute("select * from studies where stage != 'done'").fetchall():
+        state = state_of(row)
+        if not gone & set(state.plan["sources"]):
+            continue
+        folders = [files_of(state.id)]
+        if "run" in state.figures:
+            folders.append(runs_dir() / state.figures["run"])
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+        with transaction(db):
+            db.execute("update studies set stage = 'done' where id = ?", (state.id,))

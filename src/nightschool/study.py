@@ -30,8 +30,8 @@ from nightschool.evaluate import Question
 from nightschool.events import Event, Notice, Progress
 from nightschool.examination import Examined, examine_study
 from nightschool.hub import base_hash, find_base
-from nightschool.lessonbook import Lessonbook, Source
-from nightschool.paths import home, package_data, write_text
+from nightschool.lessonbook import Lessonbook, Source, files_of
+from nightschool.paths import package_data, write_text
 from nightschool.promotion import NEXT, Gate, amend_card, exists, promote
 from nightschool.rehearsal import rehearse
 from nightschool.runs import Order, Run, carry_out, find_run
@@ -155,7 +155,7 @@ class Night:
     @property
     def folder(self) -> Path:
         """Where the files of this study lie while it is under way."""
-        return home() / "study" / str(self.id)
+        return files_of(self.id)
 
     @property
     def candidate(self) -> str:
