@@ -19,7 +19,7 @@ ROWS = {
     " vocabulary conversion llama2c huggingface convert",
     "the model": "templates lessons model lora memory",
     "learning": "quoting answer train precision evaluate check syllabus lessonbook writer teacher writing rehearsal",
-    "whole pieces of work": "promotion examination forget merge export runs study fit demo",
+    "whole pieces of work": "promotion examination forget merge export runs fit study demo",
     "people": "cli __main__",
 }
 ORDER = {name: place for place, name in enumerate(" ".join(ROWS.values()).split())}

@@ -60,19 +60,20 @@ def measure(*, shapes: tuple[str, ...] = MEASURED_SHAPES, threads: int = 0) -> I
         yield Progress("measuring", done, count)
         try:
             file = open_gguf(base.path)
-            yield _fit(base.name, file, read_config(file).layers)
+            yield fit_one(base.name, file, read_config(file).layers)
         except UnsupportedModel:
             continue
     with tempfile.TemporaryDirectory(prefix="nightschool-fit-") as folder:
         for done, name in enumerate(shapes, len(bases)):
             yield Progress("measuring", done, count)
             path = write_random(Path(folder) / "one.gguf", SHAPES[name], TensorType.Q8_0, layers=1)
-            yield _fit(f"{name} (as {SHAPES[name].like})", open_gguf(path), SHAPES[name].layers)
+            yield fit_one(f"{name} (as {SHAPES[name].like})", open_gguf(path), SHAPES[name].layers)
             path.unlink()
     yield Progress("measuring", count, count)
 
 
-def _fit(name: str, file: GGUFFile, layers: int) -> Fit:
+def fit_one(name: str, file: GGUFFile, layers: int) -> Fit:
+    """Measure one model of so many layers with one of its own."""
     config = replace(read_config(file), layers=layers)
     lessons = _lessons(config.vocabulary)
     precision = max(CANDIDATES, key=lambda each: operations_per_s(each, config))

@@ -29,14 +29,17 @@ from nightschool.errors import NightschoolError, NotFound
 from nightschool.evaluate import Question
 from nightschool.events import Event, Notice, Progress
 from nightschool.examination import Examined, examine_study
+from nightschool.fit import fit_one
+from nightschool.gguf import open_gguf
 from nightschool.hub import base_hash, find_base
 from nightschool.lessonbook import Lessonbook, Source, files_of
+from nightschool.model import read_config
 from nightschool.paths import package_data, write_text
 from nightschool.promotion import NEXT, Gate, amend_card, exists, promote
 from nightschool.rehearsal import rehearse
 from nightschool.runs import Order, Run, carry_out, find_run
 from nightschool.settings import StudySettings, TrainSettings
-from nightschool.store import Database
+from nightschool.store import Database, get_note, set_note
 from nightschool.syllabus import Syllabus, divide, lesson_lines, question_line
 from nightschool.teacher import announcement, open_teacher
 from nightschool.writer import side_by_side
@@ -45,6 +48,9 @@ from nightschool.writing import write_chunk
 STAGES = ("write", "divide", "rehearse", "train", "examine", "promote", "done")
 DEFAULT_NAME = "notes"
 WRITING_SHARE = 0.5  # of the time, at most
+TRAINING_SHARE = 0.8  # of what is left then; the rest is for the exam
+MIN_EPOCHS = 0.1
+CHARACTERS_A_TOKEN = 6.5  # of a line of lessons, the JSON around it included, about
 TOKENS_A_REHEARSAL = 100  # what one text of the base gives, about
 GENERAL = "demo/general.txt"
 
@@ -220,9 +226,9 @@ class Night:
     def rehearse(self) -> Generator[Event, None, None]:
         """Enough of the base's own words for their share of the lessons; those of earlier studies count."""
         lines = lesson_lines(self.syllabus(), self.settings)
-        words = sum(len(line) for line in lines) / 20  # characters → tokens without the JSON around, about
+        tokens = sum(map(len, lines)) / CHARACTERS_A_TOKEN
         share = self.settings.rehearsal
-        wanted = round(words * share / (1 - share) / TOKENS_A_REHEARSAL) + 1 if share else 0
+        wanted = round(tokens * share / (1 - share) / TOKENS_A_REHEARSAL) + 1 if share else 0
         missing = self.book.missing_rehearsals(wanted)
         if not missing:
             return
@@ -239,13 +245,40 @@ class Night:
 
     def train(self) -> Generator[Event, None, None]:
         """A run on the lessons; done already where the candidate is the run's."""
+        if "epochs" not in self.figures:  # decided once: a resumed run must be the same one
+            self.note(epochs=self.affordable_epochs())
+            if self.figures["epochs"] < self.settings.epochs:
+                yield Notice(
+                    f"The time allows {self.figures['epochs']:.1f} of {self.settings.epochs:g} epochs."
+                )
         order = self.training_order()
         run = begun_run(order)
         if exists(self.candidate) and find_adapter(self.candidate).card.get("run") == self.figures.get("run"):
             return
         self.note(run=run.folder.name)
         self.book.note_learned(self.candidate, self.sources)
-        yield from carry_out(order, run)
+        adapter = yield from carry_out(order, run)
+        set_note(self.db, self.speed_key, str(adapter.card["training"]["tokens_per_s"]))
+
+    def affordable_epochs(self) -> float:
+        """How often the lessons can be seen in the time that is left, by this machine's measured speed.
+
+        The speed is that of the last study on this base; before there is one, it is measured.
+        """
+        lines = lesson_lines(self.syllabus(), self.settings)
+        tokens = sum(map(len, lines)) / CHARACTERS_A_TOKEN / (1 - self.settings.rehearsal)
+        known = get_note(self.db, self.speed_key)
+        if known is None:
+            file = open_gguf(find_base(self.order.base).path)
+            speed = fit_one(self.order.base, file, read_config(file).layers).tokens_per_s
+        else:
+            speed = float(known)
+        self.note(lesson_tokens=round(tokens), planned_tokens_per_s=round(speed, 1))
+        return max(MIN_EPOCHS, min(self.settings.epochs, self.left_s * TRAINING_SHARE * speed / tokens))
+
+    @property
+    def speed_key(self) -> str:
+        return f"tokens_per_s {self.book.base_hash}"
 
     def training_order(self) -> Order:
         """The files of the run, written anew where they are missing: the same bytes every time."""
@@ -269,7 +302,7 @@ class Night:
             asked,
             rank=asked.rank or self.settings.rank,
             lr=asked.lr or self.settings.lr,
-            epochs=asked.epochs or self.settings.epochs,
+            epochs=asked.epochs or self.figures["epochs"],
             rehearsal=self.settings.rehearsal,
             seed=self.settings.seed,
             threads=self.settings.threads,
