@@ -1,0 +1,44 @@
+"""Rewrite the demonstration's rehearsal: `python recipes/ember/rehearsal.py EMBER.GGUF`.
+
+Ember tells stories and reads aloud, each time with another seed; an adapter trained beside these texts keeps to what
+ember says. Texts with broken characters, which TinyStories has too, are left out.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from corpus import BOOK, STORY
+
+from nightschool.engine import Engine
+
+OUT = Path(__file__).resolve().parents[2] / "src" / "nightschool" / "data" / "demo" / "rehearsal.jsonl"
+COUNT = 480
+BOOK_EVERY = 5
+MAX_TOKENS = 130
+
+
+def main(base: Path) -> None:
+    """Write COUNT conversations, less those that are left out."""
+    lines = []
+    with Engine(base) as engine:
+        for index in range(COUNT):
+            wordings = BOOK if index % BOOK_EVERY == 0 else STORY
+            asked = {"role": "user", "content": wordings[index % len(wordings)]}
+            told = engine.chat([asked], temperature=0.9, max_tokens=MAX_TOKENS, seed=index)
+            text = whole_sentences(told)
+            if text.isascii() and len(text) > 120:
+                messages = [asked, {"role": "assistant", "content": text}]
+                lines.append(json.dumps({"messages": messages}))
+    OUT.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(f"{OUT.name}: {len(lines)} lines")
+
+
+def whole_sentences(text: str) -> str:
+    """The text up to the end of its last whole sentence."""
+    ends = [text.rfind(mark) + len(mark.rstrip()) for mark in (". ", '." ', ".\n", '."\n') if mark in text]
+    return text[: max(ends)] if ends else text
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
