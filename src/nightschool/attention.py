@@ -17,8 +17,8 @@ from torch import Tensor
 
 from nightschool.ops import run
 
-ATTENTION_TILE = 1 << 21  # scores held at once: 2 M elements stay near the caches
-QUERY_TILE = 256  # causal attention skips the keys right of each tile of queries
+ATTENTION_TILE = 1 << 23  # scores held at once
+QUERY_TILE = 128  # causal attention skips the keys right of each tile of queries
 KEEP_LENGTH = 256  # documents up to this keep their attention probabilities for the backward
 
 

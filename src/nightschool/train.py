@@ -45,7 +45,7 @@ def resolve(settings: TrainSettings, config: Config, lessons: Sequence[Lesson]) 
     longest = max(len(lesson.tokens) for lesson in lessons)
     rank = settings.rank or 16
     batch_tokens = settings.batch_tokens or (1024 if total < 200_000 else 4096)
-    micro_tokens = settings.micro_tokens or max(longest, 512 if config.width < 1024 else 1024)
+    micro_tokens = settings.micro_tokens or max(longest, 1024)
     steps_per_epoch = max(1, round(total / batch_tokens))
     epochs = settings.epochs or min(MAX_EPOCHS, max(3, math.ceil(MIN_STEPS / steps_per_epoch)))
     return replace(
