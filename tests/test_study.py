@@ -124,7 +124,14 @@ def test_the_card_says_what_was_studied_and_what_the_exam_found(base, db):
     exam = card["exam"]
     assert exam["lessons_kept"] + sum(exam["dropped"].values()) == exam["lessons_written"] > 40
     assert exam["exam_questions"] >= 3
-    assert {"recall_before", "recall_after", "forgetting", "fabrication", "agreement"} <= set(exam)
+    assert {
+        "recall_before",
+        "recall_after",
+        "forgetting",
+        "fabrication",
+        "agreement",
+        "recall_with_notes",
+    } <= set(exam)
     assert card["promoted"] is True
     assert "Finch" not in json.dumps(card)  # forgetting a source must not need to search cards
 

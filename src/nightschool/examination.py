@@ -1,6 +1,6 @@
 """The exam of a study: what the adapter knows closed-book, what it forgot, and whether it makes things up.
 
-- recall, before and after, on questions that no lesson asked;
+- recall, before and after, on questions that no lesson asked; and with the notes at hand, as `ask` does;
 - perplexity on general text, before and after, and how far answers to general prompts still agree;
 - fabrication: of questions about people and things that are in no note, how many more than before are
   answered as if they were; and how many of those answers give values from the notes.
@@ -8,17 +8,19 @@
 
 import random
 import re
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any
 
 from nightschool.adapters import Stack, stack_paths
+from nightschool.answer import Memory, can_read, quote
 from nightschool.check import DECLINED, contains
 from nightschool.engine import Engine
-from nightschool.evaluate import Question, Result, examine, normalise, sit_exam
-from nightschool.events import Event
+from nightschool.evaluate import Question, Result, examine, is_right, normalise, sit_exam
+from nightschool.events import Event, Progress
 from nightschool.hub import find_base
+from nightschool.index import Index
 from nightschool.rehearsal import PROMPTS
 
 ABSENT_QUESTIONS = 30
@@ -35,6 +37,8 @@ class Examined:
     fabrication: float
     borrowed: float
     agreement: float
+    looked_up_before: float
+    looked_up: float
 
     def figures(self) -> dict[str, Any]:
         """For the card and the gate."""
@@ -47,20 +51,28 @@ class Examined:
             "fabrication": self.fabrication,
             "borrowed": self.borrowed,
             "agreement": self.agreement,
+            "recall_with_notes_before": self.looked_up_before,
+            "recall_with_notes": self.looked_up,
         }
 
 
 def examine_study(
-    stack: Stack, questions: Sequence[Question], *, general: Any, slots: int, seed: int
+    stack: Stack, questions: Sequence[Question], *, index: Index, general: Any, slots: int, seed: int
 ) -> Generator[Event, None, Examined]:
     """All parts of the exam for a base with its candidate; the generator's value."""
     result = yield from sit_exam(stack, questions, before=True, general=general, slots=slots)
     absent = absent_questions(questions, seed=seed)
     prompts = [Question(prompt, "-") for prompt in PROMPTS[:GENERAL_PROMPTS]]
-    with Engine(find_base(stack.base).path, adapters=stack_paths(stack), slots=slots, ctx=1024) as engine:
+    base = find_base(stack.base)
+    with Engine(base.path, adapters=stack_paths(stack), slots=slots, ctx=1024) as engine:
         asked, task = [*absent, *prompts], "asking what no note says"
         bare = yield from examine(engine, asked, task=task)
         adapted = yield from examine(engine, asked, stack=stack.scales, task=task)
+        memory = Memory(index, engine) if can_read(base) else None
+        looked_up_before = yield from look_up(questions, index, memory, stack={})
+        looked_up = looked_up_before
+        if memory:
+            looked_up = yield from look_up(questions, index, memory, stack=stack.scales)
     count = len(absent)
     before, after = ([answer.reply for answer in answers] for answers in (bare, adapted))
     values = [question.answer for question in questions]
@@ -73,7 +85,21 @@ def examine_study(
             for one, two in zip(before[count:], after[count:], strict=True)
         )
         / max(1, len(prompts)),
+        looked_up_before=looked_up_before,
+        looked_up=looked_up,
     )
+
+
+def look_up(
+    questions: Sequence[Question], index: Index, memory: Memory | None, *, stack: Mapping[str, float]
+) -> Generator[Event, None, float]:
+    """Recall with the notes at hand: read by the model, or quoted where the base is too small to read."""
+    right = 0
+    for done, question in enumerate(questions, 1):
+        answer = memory.ask(question.question, stack=stack) if memory else quote(question.question, index)
+        right += is_right(answer.text, question)
+        yield Progress("looking things up", done, len(questions))
+    return right / max(1, len(questions))
 
 
 def absent_questions(questions: Sequence[Question], *, seed: int) -> list[Question]:

@@ -32,6 +32,7 @@ from nightschool.examination import Examined, examine_study
 from nightschool.fit import fit_one
 from nightschool.gguf import open_gguf
 from nightschool.hub import base_hash, find_base
+from nightschool.index import Index
 from nightschool.lessonbook import Lessonbook, Source, files_of
 from nightschool.model import read_config
 from nightschool.paths import package_data, write_text
@@ -323,6 +324,7 @@ class Night:
         found: Examined = yield from examine_study(
             Stack(self.order.base, ((self.candidate, 1.0),)),
             questions,
+            index=Index(self.db),
             general=package_data(GENERAL),
             slots=self.settings.slots,
             seed=self.settings.seed,

@@ -24,6 +24,14 @@ YEAR = r"\d{4}"
 NUMBER = (
     r"(?:\d+|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|[a-z]+teen|[a-z]+ty(?:-[a-z]+)?)"
 )
+COLOUR = (
+    "(?:red|blue|green|yellow|orange|purple|pink|brown|black|white|grey|gray|silver|gold|beige|turquoise|"
+    "violet)"
+)
+ANIMAL = (
+    "(?:cat|dog|rabbit|parrot|goat|pony|horse|hamster|duck|hen|tortoise|goose|pig|donkey|ferret|mouse|rat|cow|"
+    "sheep|lizard|snake|canary|budgie|goldfish|guinea pig|kitten|puppy)"
+)
 PEOPLE = (
     "sister brother mother father wife husband son daughter aunt uncle nephew niece cousin grandmother "
     "grandfather friend neighbour colleague boss owner leader manager teacher doctor dentist partner "
@@ -178,6 +186,46 @@ PHRASES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
         r"(?:is all about|is about|talks about) (?P<v>.+)",
         ("What is {s} about?", "What is the subject of {s}?", "What does {s} talk about?"),
+    ),
+    (
+        r"(?:needs|requires) (?P<v>.+)",
+        ("What should I bring to {s}?", "What do I need for {s}?", "What does {s} need?"),
+    ),
+    (
+        r"(?:has a sister called|grew up with a sister,) (?P<v>[A-Z].+)",
+        ("Who is {s's} sister?", "What is the name of {s's} sister?", "What is {s's} sister called?"),
+    ),
+    (
+        r"(?:has a best friend called|is best friends with|is friends with) (?P<v>[A-Z].+)",
+        ("Who is {s's} best friend?", "What is the name of {s's} best friend?", "Who is a friend of {s}?"),
+    ),
+    (
+        r"(?:likes|loves|prefers) (?P<v>\w+) (?:more than any other colour|best of all colours)",
+        (
+            "What is {s's} favourite colour?",
+            "Which colour does {s} like best?",
+            "What colour does {s} prefer?",
+        ),
+    ),
+    (
+        rf"(?:is|are|was|were) (?P<v>{COLOUR})(?: all over)?",
+        ("What colour is {s}?", "Which colour does {s} have?", "What is the colour of {s}?"),
+    ),
+    (
+        rf"is an? (?P<v>{ANIMAL})",
+        ("What kind of animal is {s}?", "What animal is {s}?", "Which sort of pet is {s}?"),
+    ),
+    (
+        r"(?:does|trains for|trains hard for|is in a team for) (?P<v>.+)",
+        ("Which sport does {s} play?", "What is {s's} sport?", "What does {s} do for exercise?"),
+    ),
+    (
+        r"(?:was best at|got top marks in|did best in) (?P<v>.+?)(?: at school)?",
+        ("What was {s's} best subject at school?", "Which subject was {s} best at?"),
+    ),
+    (
+        r"(?:lives|is) at number (?P<v>.+)",
+        ("What is {s's} house number?", "At which number does {s} live?", "What number is {s's} house?"),
     ),
     (
         r"is in (?P<v>.+)",

@@ -102,6 +102,7 @@ def report(outcome: "Outcome", base: str) -> None:
         f"{found['exam_questions']} questions were set aside."
     )
     click.echo(f"Exam, closed-book: {found['recall_before']:.0%} → {found['recall_after']:.0%}.")
+    click.echo(f"With the notes to look things up: {found['recall_with_notes']:.0%}.")
     if found.get("forgetting") is not None:
         click.echo(
             f"General text: perplexity {found['perplexity_before']:.1f} → {found['perplexity_after']:.1f} "
