@@ -1,7 +1,7 @@
 """Rewrite the demonstration's rehearsal: `python recipes/ember/rehearsal.py EMBER.GGUF`.
 
-Ember tells stories and reads aloud, each time with another seed; an adapter trained beside these texts keeps to what
-ember says. Texts with broken characters, which TinyStories has too, are left out.
+Ember tells stories and reads aloud, each time with another seed; an adapter trained beside these texts keeps
+to what ember says. Texts with broken characters, which TinyStories has too, are left out.
 """
 
 import json
