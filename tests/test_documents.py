@@ -263,7 +263,17 @@ def test_what_is_not_there_or_no_file_or_locked_says_so(tmp_path):
         read_document(tmp_path / "pipe.txt")
 
 
-@pytest.mark.parametrize("make", [word_file, epub, lambda: minimal_pdf("The boiler.", "The knob.")])
+def small_word_file() -> bytes:
+    """Without the styles that python-docx brings: they take a second to read."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(word_file())) as whole, zipfile.ZipFile(out, "w") as small:
+        for name in whole.namelist():
+            if name != "word/styles.xml":
+                small.writestr(name, whole.read(name))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("make", [small_word_file, epub, lambda: minimal_pdf("The boiler.", "The knob.")])
 def test_a_damaged_file_is_read_or_refused_and_nothing_else(make):
     whole = make()
     name = {b"PK": "a.epub" if b"mimetype" in whole else "a.docx", b"%P": "a.pdf"}[whole[:2]]
@@ -274,6 +284,30 @@ def test_a_damaged_file_is_read_or_refused_and_nothing_else(make):
         data = whole[:at] if is_cut else whole[:at] + junk + whole[at + len(junk) :]
         try:
             parse_document(data, name)
+        except FileFormatError as error:
+            assert str(error)
+
+    damage()
+
+
+@pytest.mark.parametrize("make", [small_word_file, epub])
+def test_a_part_that_is_damaged_before_it_was_packed_is_read_or_refused_too(make):
+    with zipfile.ZipFile(io.BytesIO(make())) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    names = sorted(name for name in parts if name.endswith(("xml", "opf", "rels", "xhtml")))
+    kind = "a.epub" if "mimetype" in parts else "a.docx"
+
+    @given(st.sampled_from(names), st.integers(0, 3000), st.binary(min_size=1, max_size=8), st.booleans())
+    @settings(max_examples=60, deadline=None)
+    def damage(name, at, junk, is_cut):
+        part = parts[name]
+        changed = part[:at] if is_cut else part[:at] + junk + part[at + len(junk) :]
+        out = io.BytesIO()
+        with zipfile.ZipFile(out, "w") as archive:
+            for each, data in parts.items():
+                archive.writestr(each, changed if each == name else data)
+        try:
+            parse_document(out.getvalue(), kind)
         except FileFormatError as error:
             assert str(error)
 

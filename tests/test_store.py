@@ -88,6 +88,32 @@ def test_a_second_writer_is_told_to_wait(monkeypatch):
         pass
 
 
+def test_a_full_disk_is_said_in_a_sentence_and_leaves_the_database_whole():
+    db = open_store()
+    set_note(db, "a", "1")
+    pages = db.execute("pragma page_count").fetchone()[0]
+    db.execute(f"pragma max_page_count = {pages + 2}")
+    with pytest.raises(StoreError, match="cannot be written .*full.*make room"), transaction(db):
+        for number in range(100):
+            set_note(db, f"key {number}", "x" * 10_000)
+    assert get_note(db, "key 0") is None
+    assert get_note(db, "a") == "1"
+
+
+def test_a_mistake_in_a_statement_stays_what_it_is():
+    db = open_store()
+    with pytest.raises(sqlite3.OperationalError, match="no such table"), transaction(db):
+        db.execute("select * from nowhere")
+
+
+def test_a_store_can_be_opened_while_another_command_writes(monkeypatch):
+    monkeypatch.setattr(store, "WAIT_S", 0.1)
+    db = open_store()
+    with transaction(db):
+        set_note(db, "a", "1")
+        assert get_note(open_store(), "a") is None
+
+
 def test_a_reader_sees_the_old_state_until_the_writer_is_done():
     writer, reader = open_store(), open_store()
     with transaction(writer):

@@ -49,6 +49,9 @@ def open_store(path: Path | None = None) -> Database:
     try:
         _configure(db)
         migrate(db)
+    except sqlite3.OperationalError as error:
+        db.close()
+        raise _unwritable(error) from error
     except sqlite3.DatabaseError as error:
         db.close()
         raise StoreError(
@@ -67,8 +70,9 @@ def open_scratch() -> Database:
 
 
 def _configure(db: Database) -> None:
-    db.execute(f"pragma page_size = {PAGE_BYTES}")  # both have an effect on new files only
-    db.execute("pragma auto_vacuum = incremental")
+    if db.execute("pragma page_count").fetchone()[0] == 0:  # later these do nothing, but wait for writers
+        db.execute(f"pragma page_size = {PAGE_BYTES}")
+        db.execute("pragma auto_vacuum = incremental")
     db.execute("pragma journal_mode = wal")  # readers go on while one writes
     db.execute("pragma synchronous = normal")
     db.execute("pragma secure_delete = on")
@@ -78,17 +82,29 @@ def _configure(db: Database) -> None:
 
 @contextmanager
 def transaction(db: Database) -> Iterator[None]:
-    """Everything in the block happens, or nothing. Raises StoreError when another command holds the file."""
+    """Everything in the block happens, or nothing.
+
+    Raises StoreError when another command holds the file, or it cannot be written.
+    """
     try:
         db.execute("begin immediate")
-    except sqlite3.OperationalError as error:
-        raise StoreError(f"Another command is writing to the database ({error}): try again later.") from error
-    try:
         yield
-    except BaseException:
-        db.execute("rollback")
+        db.execute("commit")
+    except BaseException as error:
+        if db.in_transaction:  # SQLite may have rolled back by itself
+            db.execute("rollback")
+        if isinstance(error, sqlite3.OperationalError):
+            raise _unwritable(error) from error
         raise
-    db.execute("commit")
+
+
+def _unwritable(error: sqlite3.OperationalError) -> Exception:
+    """What to say to the person; the error itself where it is a mistake of ours."""
+    if error.sqlite_errorcode in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return StoreError(f"Another command is writing to the database ({error}): try again later.")
+    if error.sqlite_errorcode in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY):
+        return StoreError(f"The database cannot be written ({error}): make room, or free the file.")
+    return error
 
 
 def purge(db: Database) -> bool:

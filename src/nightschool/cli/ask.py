@@ -96,17 +96,20 @@ def _asker(opened: ExitStack, model: str, *, is_closed_book: bool, threads: int)
     from nightschool.answer import Memory, can_read, closed_book, quote
     from nightschool.hub import find_base
     from nightschool.index import Index
-    from nightschool.store import open_store
+    from nightschool.store import database_path, open_store
     from nightschool.vectors import open_embedder
 
     stack = parse_stack(model)
     if is_closed_book:
         engine = opened.enter_context(_engine(model, threads=threads))
         return lambda question: closed_book(question, engine, stack=stack.scales)
+    nothing = NotFound("Nothing is known yet: give me something with `nightschool remember`.")
+    if not database_path().exists():  # looking makes no home
+        raise nothing
     db = open_store()
     opened.callback(db.close)
     if not db.execute("select 1 from sources").fetchone():
-        raise NotFound("Nothing is known yet: give me something with `nightschool remember`.")
+        raise nothing
     index = Index(db, opened.enter_context(open_embedder(db, threads=threads)))
     if not can_read(find_base(stack.base)):
         return lambda question: quote(question, index)

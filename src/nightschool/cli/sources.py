@@ -17,9 +17,9 @@ def command(as_json: bool) -> None:
       nightschool sources --json
     """
     from nightschool.library import list_sources  # these load sqlite3
-    from nightschool.store import open_store
+    from nightschool.store import database_path, open_store
 
-    sources = list_sources(open_store())
+    sources = list_sources(open_store()) if database_path().exists() else []
     if as_json:
         click.echo(json.dumps([asdict(source) for source in sources]))
         return
