@@ -14,11 +14,17 @@ FILES = sorted(ROOT.rglob("*.py"))
 # The order to read the house in: a module imports only from those before it, in its own row or above.
 ROWS = {
     "words: know nothing": "errors paths events settings recipes receipt statements wordings",
-    "files and rows": "gguf store chunks rich_documents documents library datasets download hub peft adapters",
-    "processes and tensors": "grammar _engine_child _engine_process engine vectors index quants ops attention shapes"
-    " vocabulary conversion llama2c huggingface convert",
+    "files and rows": (
+        "gguf store chunks rich_documents documents library datasets download hub peft adapters"
+    ),
+    "processes and tensors": (
+        "grammar _engine_child _engine_process engine vectors index quants ops attention shapes "
+        "vocabulary conversion llama2c huggingface convert"
+    ),
     "the model": "templates lessons model lora memory",
-    "learning": "quoting answer train precision evaluate check syllabus lessonbook writer teacher writing rehearsal",
+    "learning": (
+        "quoting answer train precision evaluate check syllabus lessonbook writer teacher writing rehearsal"
+    ),
     "whole pieces of work": "promotion examination forget merge export runs fit study demo",
     "people": "cli __main__",
 }
@@ -26,7 +32,9 @@ ORDER = {name: place for place, name in enumerate(" ".join(ROWS.values()).split(
 
 # What only these modules may import, wherever in them it stands; everybody else goes through them.
 ONLY_IN = {
-    "torch": "quants ops attention shapes conversion llama2c huggingface model lora train precision merge fit",
+    "torch": (
+        "quants ops attention shapes conversion llama2c huggingface model lora train precision merge fit"
+    ),
     "xllamacpp": "_engine_child",
     "sqlite3": "store",
     "click": "cli",
