@@ -46,11 +46,14 @@ def open_teacher(teacher: str, *, slots: int, threads: int) -> Iterator["Engine 
 
 
 class Server:
-    """An OpenAI-compatible server; the model is the first one it lists."""
+    """An OpenAI-compatible server; the model is the first one it lists, a password in the URL is its key."""
 
     def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/").removesuffix("/chat/completions")
-        self.client = httpx.Client(timeout=TIMEOUT_S)
+        whole = httpx.URL(url)
+        headers = {"Authorization": f"Bearer {whole.password}"} if whole.password else {}
+        bare = str(whole.copy_with(username=None, password=None))
+        self.url = bare.rstrip("/").removesuffix("/chat/completions")
+        self.client = httpx.Client(timeout=TIMEOUT_S, headers=headers)
         self.model = self._first_model()
 
     def __enter__(self) -> "Server":
@@ -77,7 +80,13 @@ class Server:
                 "type": "json_schema",
                 "json_schema": {"name": "items", "schema": schema, "strict": True},
             }
-        found = self._answer("POST", "/chat/completions", body)
+        try:
+            found = self._answer("POST", "/chat/completions", body)
+        except EngineError:
+            if schema is None:
+                raise
+            del body["response_format"]  # many servers know no schemas; what is no JSON is left out later
+            found = self._answer("POST", "/chat/completions", body)
         try:
             return str(found["choices"][0]["message"].get("content") or "")
         except (KeyError, IndexError, TypeError):
