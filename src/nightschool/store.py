@@ -221,7 +221,7 @@ def m004_studies(db: Database) -> None:
 
 
 def m005_study(db: Database) -> None:
-    # A study goes through its stages; plan and figures are JSON. written: chunks whose lessons a base has made.
+    # A study goes through its stages; plan and figures are JSON. written: chunks a base has made lessons of.
     # What a base says of its own accord is kept for later studies on it.
     db.execute(
         "create table studies (id integer primary key, adapter text not null, base text not null,"
