@@ -41,7 +41,7 @@ from nightschool.shapes import SHAPES, write_random
 RANK = 8
 ALLOCATOR = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=17179869184"
-    ":glibc.malloc.trim_threshold=17179869184"
+    ":glibc.malloc.trim_threshold=17179869184:glibc.malloc.arena_max=1"
 }
 Lesson = tuple[np.ndarray, np.ndarray]  # tokens (T,), targets (T,)
 
@@ -171,6 +171,7 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
     from nightschool.settings import TrainSettings
 
     torch.set_num_threads(options.threads or os.cpu_count() or 1)
+    loop.keep_freed_memory()
     precision = "int8" if options.precision == "auto" else options.precision
     model = Model(open_gguf(Path(options.gguf)), precision)
     lora = Lora(model.trainable(), rank=RANK, alpha=2 * RANK)

@@ -16,6 +16,7 @@ Shapes: T tokens of a packed stream, D model width, H query heads, K key/value h
 vocabulary.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -117,21 +118,43 @@ class Int8Matrix:
         return y.add_((loud @ self.outlier_columns).float())
 
     def backward(self, dy: Tensor) -> Tensor:
-        return _int8_product(dy * self.scale, self.q, None)
+        return _int8_product(dy, self.q, before=self.scale)
 
 
-def _int8_product(x: Tensor, w: Tensor, scale: Tensor | None) -> Tensor:
-    """x (T, in) float32 times w (in, out) int8, times `scale` (out,): (T, out) float32."""
+class Buffers(threading.local):
+    """Memory for what lives no longer than one product: fresh blocks of this size cost page faults."""
+
+    def __init__(self) -> None:
+        self.kept: dict[torch.dtype, Tensor] = {}
+
+    def take(self, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        """An uninitialised tensor, valid until the next `take` of its type in this thread."""
+        size = shape[0] * shape[1]
+        if dtype not in self.kept or self.kept[dtype].numel() < size:
+            self.kept[dtype] = torch.empty(size, dtype=dtype)
+        return self.kept[dtype][:size].view(shape)
+
+
+BUFFERS = Buffers()
+
+
+def _int8_product(
+    x: Tensor, w: Tensor, scale: Tensor | None = None, *, before: Tensor | None = None
+) -> Tensor:
+    """x (T, in) times `before` (in,), times w (in, out) int8, times `scale` (out,): (T, out) float32."""
     rows, out = x.shape[0], w.shape[1]
     y = torch.empty(rows, out)
-    products = torch.empty(min(rows, TOKEN_TILE), out, dtype=torch.int32)
     for start in range(0, rows, TOKEN_TILE):
         part = x[start : start + TOKEN_TILE]
+        scaled = BUFFERS.take((len(part), x.shape[1]), torch.float32)
+        if before is not None:
+            part = torch.mul(part, before, out=scaled)
         token_scale = torch.maximum(part.amax(1, keepdim=True), part.amin(1, keepdim=True).neg_())  # (t, 1)
         token_scale.clamp_(min=1e-12).div_(127)
-        q = torch.mul(part, token_scale.reciprocal()).round_().to(torch.int8)
-        acc = torch._int_mm(q, w, out=products[: len(part)])
-        target = y[start : start + TOKEN_TILE].copy_(acc).mul_(token_scale)
+        torch.mul(part, token_scale.reciprocal(), out=scaled).round_()
+        q = BUFFERS.take((len(part), x.shape[1]), torch.int8).copy_(scaled)
+        products = torch._int_mm(q, w, out=BUFFERS.take((len(part), out), torch.int32))
+        target = y[start : start + TOKEN_TILE].copy_(products).mul_(token_scale)
         if scale is not None:
             target.mul_(scale)
     return y

@@ -38,7 +38,7 @@ from nightschool.precision import load_model
 from nightschool.receipt import Meter
 from nightschool.recipes import RECIPES
 from nightschool.settings import TrainSettings, as_dict, from_dict
-from nightschool.train import check_device, resolve, train
+from nightschool.train import check_device, keep_freed_memory, resolve, train
 
 DEFAULT_MAX_TOKENS = 1024
 
@@ -168,6 +168,7 @@ def carry_out(order: Order, run: Run) -> Generator[Event, None, Adapter]:
     """Do a run to its end; the value is the saved adapter. Closing it between two events saves."""
     meter = Meter()
     check_device(order.settings)
+    keep_freed_memory()  # before torch starts its threads
     base = find_base(order.base)
     file = open_gguf(base.path)
     config = read_config(file)

@@ -45,7 +45,7 @@ def resolve(settings: TrainSettings, config: Config, lessons: Sequence[Lesson]) 
     longest = max(len(lesson.tokens) for lesson in lessons)
     rank = settings.rank or 16
     batch_tokens = settings.batch_tokens or (1024 if total < 200_000 else 4096)
-    micro_tokens = settings.micro_tokens or max(longest, 1024)
+    micro_tokens = settings.micro_tokens or max(longest, 1024 if config.width < 1024 else 512)
     steps_per_epoch = max(1, round(total / batch_tokens))
     epochs = settings.epochs or min(MAX_EPOCHS, max(3, math.ceil(MIN_STEPS / steps_per_epoch)))
     return replace(
@@ -321,7 +321,8 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # another C library
         return
-    m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4  # <malloc.h>
+    m_trim_threshold, m_top_pad, m_mmap_max, m_arena_max = -1, -2, -4, -8  # <malloc.h>
+    mallopt(m_arena_max, 1)  # the backward pass has a thread of its own, whose arena would be given back
     mallopt(m_mmap_max, 0)
     mallopt(m_trim_threshold, 2**31 - 1)
     mallopt(m_top_pad, 64 << 20)
