@@ -30,6 +30,7 @@ import os
 import random
 import re
 import resource
+import sys
 import tarfile
 import tempfile
 import time
@@ -72,6 +73,8 @@ def main() -> None:
             figures |= speed(
                 options.data / "text" / "classic_books_90MB.tar.gz", Path(folder), options.chunks
             )
+        if options.seeds:
+            figures["made_up"] = [made_up_notes(seed, Path(folder)) for seed in options.seeds]
     figures["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps(figures))
 
@@ -83,6 +86,7 @@ def parse() -> argparse.Namespace:
         "--base", action="append", help="bases whose static vectors are tried  [default: ember]"
     )
     parser.add_argument("--chunks", type=int, default=100_000)
+    parser.add_argument("--seeds", type=int, nargs="*", default=[], help="made-up notes of these seeds")
     parser.add_argument("--no-peer", action="store_true")
     parser.add_argument("--no-quality", action="store_true")
     parser.add_argument("--no-speed", action="store_true")
@@ -289,6 +293,41 @@ def quotations(
         "answered": round(answered / count, 4),
         "refused_without_article": round(refused / count, 4),
     }
+
+
+def made_up_notes(seed: int, folder: Path) -> dict[str, float]:
+    """Ten pages of facts by ember's generator; each fact asked once. Right: cited page and answer in it."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "recipes" / "ember"))
+    import worlds  # a recipe's, and not of the package
+
+    rng = random.Random(seed)
+    facts = worlds.fresh_world(rng, entities=90)
+    page_of = {subject: at % 10 for at, subject in enumerate(dict.fromkeys(fact.subject for fact in facts))}
+    notes = folder / f"notes-{seed}"
+    notes.mkdir()
+    for page in range(10):
+        told: dict[str, list[str]] = {}
+        for fact in facts:
+            if page_of[fact.subject] == page:
+                told.setdefault(fact.subject, []).append(
+                    fact.statement(rng.randrange(len(fact.relation.statements)))
+                )
+        text = "\n\n".join(" ".join(each) for each in told.values())
+        (notes / f"{page}.md").write_text(f"# Page {page}\n\n{text}\n")
+    db = open_store(folder / f"made-up-{seed}.db")
+    for _ in remember(db, [notes]):
+        pass
+    index, right, cited, known = Index(db), 0, 0, 0
+    for fact in facts:
+        found = quote(fact.question(rng.randrange(len(fact.relation.questions))), index)
+        known += found.known
+        at_home = found.known and found.citations[0].source == f"{notes.name}/{page_of[fact.subject]}.md"
+        cited += at_home
+        right += at_home and fact.value.lower() in found.text.lower()
+    count = len(facts)
+    print(f"seed {seed}: {count} questions, right {right / count:.1%}, cited {cited / count:.1%}, ", end="")
+    print(f"answered {known / count:.1%}")
+    return {"seed": seed, "right": right / count, "cited": cited / count, "answered": known / count}
 
 
 # Speed --------------------------------------------------------------------------------------------
