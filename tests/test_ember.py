@@ -188,6 +188,24 @@ def test_no_exam_question_is_worded_as_any_lesson_or_example():
     assert not asked & {bare(line["question"]) for line in lines("exam.jsonl")}
 
 
+def test_the_exam_by_hand_shares_no_wording_with_lessons_exam_or_generator():
+    import worlds
+
+    by_hand = [json.loads(line) for line in (RECIPE / "exam_by_hand.jsonl").read_text("utf-8").splitlines()]
+    taken = {bare(m["content"]) for line in lines("lessons.jsonl") for m in line["messages"]}
+    taken |= {bare(line["question"]) for line in lines("exam.jsonl")}
+    subjects = {fact.subject for fact in demo_facts()}
+    generated = {bare(w.replace("{s}", s)) for r in worlds.relations() for w in r.questions for s in subjects}
+    assert len(by_hand) == len(lines("exam.jsonl"))
+    assert not (taken | generated) & {bare(line["question"]) for line in by_hand}
+
+
+def demo_facts():
+    import demo_data
+
+    return demo_data.demo_facts()
+
+
 def test_no_exam_wording_is_used_by_a_lesson_about_another_subject():
     import demo_data
 

@@ -1,8 +1,9 @@
 """Rebuild the demonstration's lessons and exam: `python recipes/ember/demo_data.py`.
 
 The facts are those of notes.md, which is written by hand. Lessons ask and tell each fact in wordings of
-relations.txt; two question wordings of each relation are kept out of every lesson, and the exam uses them,
-with further questions written by hand that the generator does not know at all.
+relations.txt; two question wordings of each relation are kept out of every lesson, and the exam uses them.
+exam_by_hand.jsonl asks the same facts in words that the generator does not have at all; it is not part of the
+demonstration, and LOG.md says how ember does there.
 """
 
 import json

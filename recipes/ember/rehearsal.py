@@ -1,10 +1,10 @@
 """Rewrite the demonstration's rehearsal: `python recipes/ember/rehearsal.py EMBER.GGUF`.
 
 Ember tells stories and reads aloud, each time with another seed; an adapter trained beside these texts keeps
-to what ember says. Texts with broken characters, which TinyStories has too, are left out.
+to what ember says. They are kept as plain text, without the chat around them: so they protect plain English
+better (LOG.md). Texts with broken characters, which TinyStories has too, are left out.
 """
 
-import json
 import sys
 from pathlib import Path
 
@@ -12,15 +12,15 @@ from corpus import BOOK, STORY
 
 from nightschool.engine import Engine
 
-OUT = Path(__file__).resolve().parents[2] / "src" / "nightschool" / "data" / "demo" / "rehearsal.jsonl"
+OUT = Path(__file__).resolve().parents[2] / "src" / "nightschool" / "data" / "demo" / "rehearsal.txt"
 COUNT = 480
 BOOK_EVERY = 5
 MAX_TOKENS = 130
 
 
 def main(base: Path) -> None:
-    """Write COUNT conversations, less those that are left out."""
-    lines = []
+    """Write COUNT texts, less those that are left out."""
+    texts = []
     with Engine(base) as engine:
         for index in range(COUNT):
             wordings = BOOK if index % BOOK_EVERY == 0 else STORY
@@ -28,10 +28,9 @@ def main(base: Path) -> None:
             told = engine.chat([asked], temperature=0.9, max_tokens=MAX_TOKENS, seed=index)
             text = whole_sentences(told)
             if text.isascii() and len(text) > 120:
-                messages = [asked, {"role": "assistant", "content": text}]
-                lines.append(json.dumps({"messages": messages}))
-    OUT.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print(f"{OUT.name}: {len(lines)} lines")
+                texts.append(text)
+    OUT.write_text("\n\n".join(texts) + "\n", encoding="utf-8")
+    print(f"{OUT.name}: {len(texts)} texts")
 
 
 def whole_sentences(text: str) -> str:
