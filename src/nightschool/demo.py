@@ -20,7 +20,7 @@ from nightschool.settings import TrainSettings
 
 BASE, NAME = "ember", "demo"
 SHOWN = 5
-SETTINGS = TrainSettings(rank=16, lr=2e-3, epochs=3, batch_tokens=1024, rehearsal=0.4)
+SETTINGS = TrainSettings(rank=16, lr=2e-3, epochs=4, batch_tokens=1024, rehearsal=0.5)
 
 
 @dataclass(frozen=True)
