@@ -23,6 +23,9 @@ KEYS = {
 }
 
 
+pytestmark = pytest.mark.timeout(900)  # minutes on a busy machine
+
+
 @pytest.fixture(scope="module")
 def demonstration(tmp_path_factory):
     """One run of the whole demonstration; both tests of it read this."""
@@ -64,7 +67,7 @@ def test_the_demonstration_shows_answers_exam_receipt_files_and_what_next(demons
 def test_no_exam_question_stands_in_a_lesson_and_every_answer_in_the_notes():
     asked = {
         " ".join(normalise(message.content))
-        for name in ("lessons.jsonl", "rehearsal.jsonl")
+        for name in ("lessons.jsonl", "rehearsal.txt")
         for conversation in load_dataset(package_data(f"demo/{name}"))
         for message in conversation.messages
         if message.role == "user"

@@ -8,7 +8,7 @@ import torch
 from tiny import write_tiny
 
 from nightschool import memory, precision
-from nightschool.errors import NotEnoughMemory, NightschoolError
+from nightschool.errors import NightschoolError, NotEnoughMemory
 from nightschool.events import Notice
 from nightschool.gguf import open_gguf
 from nightschool.lessons import Lesson

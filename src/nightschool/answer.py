@@ -27,7 +27,7 @@ CHUNKS = 4  # at most, as far as CONTEXT_TOKENS goes
 MAX_TOKENS = 256  # of an answer
 READING_PARAMETERS = 100_000_000  # smaller bases do not find an answer in a text, unless their card says so
 # What a chunk must have of a question's words (by their weight), and of its names and numbers, to fit:
-# measured on XQuAD, with and without the articles that have the answers (bench/results_memory.md).
+# measured on XQuAD, with and without the articles that have the answers (bench/RESULTS.md).
 MIN_COVERAGE = 0.2
 MIN_NAMES = 1 / 3
 NAME_WEIGHT = 2.0  # a sentence about the right person is nearer than one about the right thing

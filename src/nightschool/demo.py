@@ -20,7 +20,7 @@ from nightschool.settings import TrainSettings
 
 BASE, NAME = "ember", "demo"
 SHOWN = 5
-SETTINGS = TrainSettings(rank=16, lr=2e-3, epochs=4, batch_tokens=1024, rehearsal=0.5)
+SETTINGS = TrainSettings(rank=16, lr=3e-3, epochs=3, batch_tokens=1024, rehearsal=0.4)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def demonstrate() -> Generator[Event, None, Findings]:
         data=(package_data("demo/lessons.jsonl"),),
         name=NAME,
         settings=SETTINGS,
-        rehearsal=package_data("demo/rehearsal.jsonl"),
+        rehearsal=package_data("demo/rehearsal.txt"),
     )
     adapter = yield from carry_out(order, find_run(order, restart=True, replace_old=True))
     general = package_data("demo/general.txt")

@@ -359,11 +359,17 @@ class _Gated(torch.autograd.Function):
         gate, up = gate_up.chunk(2, dim=-1)
         grad = torch.empty_like(gate_up)
         dgate, dup = grad.chunk(2, dim=-1)
-        torch.mul(_activate(gate, ctx.activation), dy, out=dup)
+        passing = torch.empty_like(dy)
         if ctx.activation == "silu":
-            dgate.copy_(torch.ops.aten.silu_backward(dy * up, gate))
+            torch.ops.aten.silu.out(gate, out=passing)
         else:
-            dgate.copy_(torch.ops.aten.gelu_backward(dy * up, gate, approximate="tanh"))
+            torch.ops.aten.gelu.out(gate, approximate="tanh", out=passing)
+        torch.mul(passing, dy, out=dup)
+        torch.mul(dy, up, out=passing)
+        if ctx.activation == "silu":
+            torch.ops.aten.silu_backward.grad_input(passing, gate, grad_input=dgate)
+        else:
+            torch.ops.aten.gelu_backward.grad_input(passing, gate, approximate="tanh", grad_input=dgate)
         return grad, None
 
 

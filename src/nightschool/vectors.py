@@ -5,7 +5,7 @@ kept with the id of its model, and vectors of two models are never compared: whe
 get new vectors batch by batch, and the old ones go when the last is there.
 
 Static vectors made of a base's token embeddings were tried as well. They make the search worse
-(bench/results_memory.md), so there are none.
+(bench/RESULTS.md), so there are none.
 """
 
 import threading

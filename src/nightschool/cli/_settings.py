@@ -40,9 +40,10 @@ def train_options(command: Command) -> Command:
 
 def _number(annotation: Any) -> click.IntRange | click.FloatRange:
     """int or float, never negative."""
+    least_open = "None" in str(annotation)  # left open means chosen; zero would mean nothing
     if "int" in str(annotation):
-        return click.IntRange(min=0)
-    return click.FloatRange(min=0)
+        return click.IntRange(min=1 if least_open else 0)
+    return click.FloatRange(min=0, min_open=least_open)
 
 
 def train_settings(options: dict[str, Any]) -> TrainSettings:
