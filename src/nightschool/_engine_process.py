@@ -47,10 +47,11 @@ class EngineProcess:
     """A running llama.cpp and a client that knows its address and key. `lora` lists its adapters by id."""
 
     def __init__(self, address: str, key: str, *, lora: tuple[str, ...], child: "_Child | None") -> None:
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self.address = address
+        self.headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.client = httpx.Client(
             base_url=address,
-            headers=headers,
+            headers=self.headers,
             timeout=TIMEOUT,
             limits=LIMITS,
             trust_env=False,  # a proxy must never see what is said on this machine

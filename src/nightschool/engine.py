@@ -259,7 +259,7 @@ class Engine:
             raise _broken(process) from error
         finally:
             response.close()
-            self._release(process)
+            self.release(process)
 
     def health(self) -> bool:
         """Whether llama.cpp answers right now; starts nothing."""
@@ -284,6 +284,12 @@ class Engine:
     def remove_adapter(self, name: str) -> None:
         """Unload an adapter; answers under way that use it are finished first."""
         self._change(lambda adapters: {key: path for key, path in adapters.items() if key != name})
+
+    def set_adapters(self, adapters: Mapping[str, Path]) -> None:
+        """Load exactly these adapters, each from its file as it is now; no answer under way is disturbed."""
+        for path in adapters.values():
+            _check_adapter(path, self._model)
+        self._change(lambda _: dict(adapters))
 
     def _change(self, change: Callable[[dict[str, Path]], dict[str, Path]]) -> None:
         with self._starting:
@@ -329,7 +335,7 @@ class Engine:
     def _on_process(self, work: Callable[[EngineProcess], Result]) -> Result:
         """Do it on a living process; once more when the connection breaks."""
         for last_try in (False, True):
-            process = self._borrow()
+            process = self.borrow_started()
             try:
                 return work(process)
             except httpx.TimeoutException as error:
@@ -339,25 +345,36 @@ class Engine:
                 if last_try or self._closed:
                     raise _broken(process) from error
             finally:
-                self._release(process)
+                self.release(process)
         raise AssertionError
 
-    def _borrow(self) -> EngineProcess:
-        """A living process that will not be stopped before _release."""
+    def borrow(self) -> EngineProcess | None:
+        """A living process that will not be stopped before `release`; None where one must be started."""
+        with self._state:
+            self._check_open()
+            if not self._process.is_alive():
+                return None
+            self._process.in_flight += 1
+            return self._process
+
+    def borrow_started(self) -> EngineProcess:
+        """`borrow`, but a dead process is started anew, which takes as long as loading the model does."""
         while True:
-            with self._state:
-                self._check_open()
-                process = self._process
-                if process.is_alive():
-                    process.in_flight += 1
-                    return process
-            self._revive(process)
+            dead = self._process
+            if process := self.borrow():
+                return process
+            self._revive(dead)
+
+    def is_replaced(self, process: EngineProcess) -> bool:
+        """Whether a borrowed process ends with its last answer: then `release` may wait for its end."""
+        return process in self._draining
 
     def _hold(self, process: EngineProcess) -> None:
         with self._state:
             process.in_flight += 1
 
-    def _release(self, process: EngineProcess) -> None:
+    def release(self, process: EngineProcess) -> None:
+        """Give back what was borrowed; one that was replaced meanwhile ends with its last answer."""
         with self._state:
             process.in_flight -= 1
             done = process in self._draining and process.in_flight == 0
