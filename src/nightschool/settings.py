@@ -74,3 +74,17 @@ class StudySettings:
     min_gain: float = setting(0.1, "Recall must rise by so much, or the adapter is not promoted")
     max_forgetting: float = setting(0.1, "Perplexity on general text may rise by so much")
     max_fabrication: float = setting(0.1, "Answers to what no note says may grow by so much")
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """One server: where it listens, who may speak to it, how much it does at once."""
+
+    model: str = setting("ember", "The stack that answers where a request names none")
+    host: str = setting("127.0.0.1", "Address to listen on; one that others can reach needs an API key")
+    port: int = setting(7878, "Port to listen on; 0 for any that is free")
+    api_key: str = setting("", "What programs must send as their key; empty for none")
+    origins: tuple[str, ...] = setting((), "Web origins, beside this machine's own, that may speak to it")
+    slots: int = setting(4, "Chats answered side by side")
+    ctx: int = setting(0, "Tokens that a chat may hold; 0 for what the base was made for, at most 4096")
+    threads: int = setting(0, "CPU threads; 0 for all cores")
