@@ -34,7 +34,8 @@ import worlds  # noqa: E402
 from nightschool.adapters import Stack  # noqa: E402
 from nightschool.check import gist  # noqa: E402
 from nightschool.engine import Engine  # noqa: E402
-from nightschool.evaluate import Question, recall, sit_exam  # noqa: E402
+from nightschool.evaluate import sit_exam  # noqa: E402
+from nightschool.exam import Question, recall  # noqa: E402
 from nightschool.hub import base_hash, find_base  # noqa: E402
 from nightschool.lessonbook import Lessonbook  # noqa: E402
 from nightschool.library import remember  # noqa: E402

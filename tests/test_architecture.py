@@ -23,7 +23,7 @@ ROWS = {
     ),
     "the model": "templates lessons model lora memory",
     "learning": (
-        "quoting answer train precision evaluate check syllabus lessonbook writer teacher writing rehearsal"
+        "quoting answer exam train precision evaluate check syllabus lessonbook writer teacher writing rehearsal"
     ),
     "whole pieces of work": "promotion examination forget merge export runs fit study demo",
     "people": "cli __main__",

@@ -8,8 +8,8 @@ from click.testing import CliRunner
 from nightschool import fit as fitting
 from nightschool.cli import main
 from nightschool.datasets import load_dataset
-from nightschool.evaluate import load_exam, normalise
 from nightschool.events import Progress
+from nightschool.exam import load_exam, normalise
 from nightschool.paths import package_data
 
 KEYS = {

@@ -11,15 +11,8 @@ from nightschool.adapters import Stack
 from nightschool.attention import Documents
 from nightschool.engine import Engine
 from nightschool.errors import DataError, FileFormatError, NotFound
-from nightschool.evaluate import (
-    Question,
-    general_lessons,
-    is_right,
-    load_exam,
-    normalise,
-    perplexity,
-    sit_exam,
-)
+from nightschool.evaluate import general_lessons, perplexity, sit_exam
+from nightschool.exam import Question, is_right, load_exam, normalise
 from nightschool.gguf import open_gguf
 from nightschool.model import Model
 

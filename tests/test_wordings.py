@@ -3,7 +3,7 @@
 import pytest
 
 from nightschool.check import contains
-from nightschool.evaluate import normalise
+from nightschool.exam import normalise
 from nightschool.paths import package_data
 from nightschool.statements import statements
 from nightschool.wordings import questions

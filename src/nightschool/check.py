@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from nightschool.evaluate import normalise
+from nightschool.exam import normalise
 from nightschool.statements import base_form
 from nightschool.wordings import NUMBER
 

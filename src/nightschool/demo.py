@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from nightschool.adapters import Adapter, Stack
-from nightschool.evaluate import Answer, Result, load_exam, sit_exam
+from nightschool.evaluate import Result, sit_exam
 from nightschool.events import Event
+from nightschool.exam import Answer, load_exam
 from nightschool.paths import package_data
 from nightschool.receipt import Meter, Receipt
 from nightschool.runs import Order, carry_out, find_run

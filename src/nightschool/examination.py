@@ -17,8 +17,9 @@ from nightschool.adapters import Stack, stack_paths
 from nightschool.answer import Memory, can_read, quote
 from nightschool.check import DECLINED, contains
 from nightschool.engine import Engine
-from nightschool.evaluate import Question, Result, examine, is_right, normalise, sit_exam
+from nightschool.evaluate import Result, sit_exam
 from nightschool.events import Event, Progress
+from nightschool.exam import Question, examine, is_right, normalise
 from nightschool.hub import find_base
 from nightschool.index import Index
 from nightschool.rehearsal import PROMPTS

@@ -30,7 +30,8 @@ def command(
     """
     from nightschool.adapters import parse_stack  # these load rich and torch
     from nightschool.cli._progress import show
-    from nightschool.evaluate import Result, load_exam, sit_exam
+    from nightschool.evaluate import Result, sit_exam
+    from nightschool.exam import load_exam
 
     questions = load_exam(exam)
     result: Result = show(

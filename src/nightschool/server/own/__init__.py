@@ -1,4 +1,4 @@
-"""Our own API, /v1/nightschool: what the page needs and OpenAI's API has no words for. shapes.py has its JSON.
+"""Our own API, /v1/nightschool: what the page needs and OpenAI has no words for. shapes.py has its JSON.
 
     GET    /status                              Status
     GET    /bases                               Bases
