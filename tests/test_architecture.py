@@ -15,15 +15,17 @@ FILES = sorted(ROOT.rglob("*.py"))
 ROWS = {
     "words: know nothing": "errors paths events settings recipes receipt statements wordings",
     "files and rows": (
-        "gguf store chunks rich_documents documents library datasets download hub peft adapters"
+        "gguf decoders memory store chunks rich_documents documents library datasets download hub "
+        "peft adapters"
     ),
     "processes and tensors": (
         "grammar _engine_child _engine_process engine vectors index quants ops attention shapes "
         "vocabulary conversion llama2c huggingface convert"
     ),
-    "the model": "templates lessons model lora memory",
+    "the model": "templates lessons model lora",
     "learning": (
-        "quoting answer exam train precision evaluate check syllabus lessonbook writer teacher writing rehearsal"
+        "quoting answer exam train precision evaluate check syllabus lessonbook writer teacher writing "
+        "rehearsal"
     ),
     "whole pieces of work": "promotion examination forget merge export runs fit study demo",
     "people": "cli __main__",

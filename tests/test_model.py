@@ -12,11 +12,12 @@ import torch
 from tiny import ARCHS, write_tiny, write_tiny_adapter
 
 from nightschool.attention import Documents
+from nightschool.decoders import trainable_shapes
 from nightschool.engine import Engine
 from nightschool.errors import FileFormatError, UnsupportedModel
 from nightschool.gguf import open_gguf, write_gguf
 from nightschool.lora import stacked
-from nightschool.model import Model, trainable_shapes
+from nightschool.model import Model
 
 TOLERANCE = {"F32": 0.01, "Q8_0": 0.08, "Q4_0": 0.08, "Q4_K": 0.15}  # nats, root mean square
 LENGTHS = (1, 7, 23, 60)  # the last ones reach past the tiny Gemma's window of 16

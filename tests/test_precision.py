@@ -8,11 +8,12 @@ import torch
 from tiny import write_tiny
 
 from nightschool import memory, precision
+from nightschool.decoders import read_config, trainable_shapes
 from nightschool.errors import NightschoolError, NotEnoughMemory
 from nightschool.events import Notice
 from nightschool.gguf import open_gguf
 from nightschool.lessons import Lesson
-from nightschool.model import Model, read_config, trainable_shapes
+from nightschool.model import Model
 from nightschool.precision import Agreement, compare, find_outliers, load_model
 from nightschool.settings import TrainSettings
 from nightschool.train import resolve

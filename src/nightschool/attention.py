@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nightschool.memory import KEEP_LENGTH
 from nightschool.ops import run
 
 ATTENTION_TILE = 1 << 23  # scores held at once
 QUERY_TILE = 128  # causal attention skips the keys right of each tile of queries
-KEEP_LENGTH = 256  # documents up to this keep their attention probabilities for the backward
 
 
 @dataclass(frozen=True)

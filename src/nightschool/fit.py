@@ -15,13 +15,14 @@ import numpy as np
 import torch
 
 from nightschool import memory
+from nightschool.decoders import read_config, trainable_shapes
 from nightschool.errors import UnsupportedModel
 from nightschool.events import Event, Progress
 from nightschool.gguf import GGUFFile, TensorType, open_gguf
 from nightschool.hub import list_bases
 from nightschool.lessons import Batch, Lesson, pack
 from nightschool.lora import Lora, choose
-from nightschool.model import Model, read_config, trainable_shapes
+from nightschool.model import Model
 from nightschool.ops import Precision
 from nightschool.precision import CANDIDATES, operations_per_s
 from nightschool.settings import TrainSettings

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import psutil
 
-from nightschool.attention import KEEP_LENGTH
+from nightschool.decoders import Config
 from nightschool.errors import NotEnoughMemory
-from nightschool.model import Config
-from nightschool.ops import LOSS_TILE
 from nightschool.settings import TrainSettings
+
+# What the arithmetic keeps to.
+KEEP_LENGTH = 256  # documents up to this keep their attention probabilities for the backward
+LOSS_TILE = 1 << 24  # logits held at once: 16 M elements, 64 MB
 
 BYTES = {"int8": 1.0, "bf16": 2.0, "fp32": 4.0, "fp64": 8.0, "packed": 0.0}  # of a frozen weight
 PROGRAM = 450 << 20  # Python, torch and its libraries

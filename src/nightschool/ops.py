@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-LOSS_TILE = 1 << 24  # logits held at once: 16 M elements, 64 MB
+from nightschool.memory import LOSS_TILE
+
 TOKEN_TILE = 512  # tokens whose int32 products are held at once
 
 

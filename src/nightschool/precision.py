@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from nightschool import ops
+from nightschool.decoders import Config, read_config
 from nightschool.errors import NightschoolError
 from nightschool.events import Event, Notice, Progress
 from nightschool.gguf import GGUFFile
 from nightschool.lessons import Batch, Lesson, pack
 from nightschool.lora import Lora, choose
-from nightschool.model import Config, Model, read_config
+from nightschool.model import Model
 from nightschool.ops import Int8Matrix, Precision
 from nightschool.settings import TrainSettings
 from nightschool.train import accumulate

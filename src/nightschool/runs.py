@@ -25,6 +25,7 @@ import numpy as np
 from nightschool import memory
 from nightschool.adapters import Adapter, check_name, find_adapter, save_adapter
 from nightschool.datasets import load_dataset
+from nightschool.decoders import Config, read_config, trainable_shapes
 from nightschool.engine import Engine
 from nightschool.errors import DataError, FileFormatError, NightschoolError, NotFound
 from nightschool.events import Event, Notice, TrainStep, Validation
@@ -32,7 +33,6 @@ from nightschool.gguf import open_gguf
 from nightschool.hub import base_hash, find_base
 from nightschool.lessons import Lesson, LessonSet, make_lessons
 from nightschool.lora import Lora, choose
-from nightschool.model import Config, read_config, trainable_shapes
 from nightschool.paths import atomic_write, runs_dir, write_text
 from nightschool.precision import load_model
 from nightschool.receipt import Meter

@@ -12,7 +12,7 @@ import math
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,11 +21,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from nightschool.decoders import Config
 from nightschool.errors import FileFormatError, NightschoolError, NotFound
-from nightschool.events import Event, TrainStep, Validation
+from nightschool.events import Event, Notice, TrainStep, Validation
 from nightschool.lessons import Batch, Lesson, collate, pack, plan, rehearsed
 from nightschool.lora import Lora
-from nightschool.model import Config, Model, Pairs
+from nightschool.model import Model, Pairs
 from nightschool.paths import atomic_write
 from nightschool.settings import TrainSettings
 
@@ -70,6 +71,23 @@ class Measure:
     targets: int
 
 
+@dataclass(frozen=True)
+class Deadline:
+    """When training must end, on the monotonic clock: from `slow_s` on the learning rate falls to zero.
+
+    A run that ends before `slow_s` is the same as one without a deadline.
+    """
+
+    slow_s: float
+    stop_s: float
+
+    @property
+    def share(self) -> float:
+        """What is left of the learning rate."""
+        left = (self.stop_s - time.monotonic()) / max(self.stop_s - self.slow_s, 1e-9)
+        return min(1.0, max(0.0, left))
+
+
 class Steps:
     """The order of a run: which pieces each optimiser step computes; the same for the same settings.
 
@@ -94,6 +112,15 @@ class Steps:
         self.total = self.starts[-2] + max(1, round(whole * part))
         if settings.max_steps:
             self.total = min(self.total, settings.max_steps)
+        self.measured = {self.total, *self._measured()}  # after how many steps held-out lessons are
+
+    def _measured(self) -> Iterator[int]:
+        every = max(self.settings.measure_epochs, 1e-3)
+        for number in range(1, math.ceil(self.settings.epochs or 1) * math.ceil(1 / every) + 1):
+            epoch, part = divmod(number * every, 1)
+            if epoch + 1 < len(self.starts):
+                start, stop = self.starts[int(epoch)], self.starts[int(epoch) + 1]
+                yield max(1, start + round((stop - start) * part))
 
     def _plan(self, epoch: int) -> list[list[int]]:
         """Which lessons each piece of an epoch holds."""
@@ -128,13 +155,17 @@ def train(
     valid: Sequence[Lesson] = (),
     rehearsal: Sequence[Lesson] = (),
     checkpoint: Path | None = None,
+    distil: float = 0.0,
+    deadline: Deadline | None = None,
 ) -> Iterator[Event]:
-    """Train `lora` in place; the last event is the last step's.
+    """Train `lora` in place.
 
     Args:
         settings: resolved ones.
-        valid: held-out lessons, measured after each epoch and at the end.
+        valid: held-out lessons, measured every `measure_epochs` and at the end.
         rehearsal: lessons on which the model shall go on predicting what its base predicts.
+        distil: what the divergence from the teacher's expectations counts, where lessons carry them.
+        deadline: when to end whatever is left.
         checkpoint: a file to save to now and then, and to go on from where it exists. Closing the generator
             between two events saves as well.
     Raises:
@@ -148,33 +179,56 @@ def train(
         optimiser.load(checkpoint)
     steps = Steps(lessons, settings, rehearsal)
     clock = Clock(steps.total, optimiser.step)
+    watch, reason = optimiser.watch, ""
     saved_at, saved_step = time.monotonic(), optimiser.step
+
+    def held_out() -> Iterator[Event]:
+        if valid and watch.step < optimiser.step in steps.measured:
+            found = evaluate(model, lora.pairs, valid, settings)
+            count = max(found.targets, 1)
+            watch.note(optimiser.step, found.loss / count, lora.flat)
+            yield Validation(optimiser.step, found.loss / count, found.correct / count)
+
     try:
+        yield from held_out()  # a kill may have come between a step and its measurement
         for step, pieces in steps(optimiser.step):
-            measure = accumulate(model, lora, pieces, settings, step)
+            share = deadline.share if deadline else 1.0
+            if watch.is_over or not share:
+                reason = "the time is up" if not share else "held-out lessons got no better"
+                break
+            measure = accumulate(model, lora, pieces, settings, step, distil=distil)
             if not math.isfinite(measure.loss):
                 raise NightschoolError(
                     f"The loss stopped being a number at step {step + 1}; start again with a smaller --lr "
                     f"(it was {settings.lr:.2g})."
                 )
-            lr = learning_rate(step, steps.total, settings)
+            lr = learning_rate(step, steps.total, settings) * share
             optimiser.update(lr)
             tokens = sum(len(piece.tokens) for piece in pieces)
             yield clock.event(step, tokens, measure, lr)
-            if valid and (step + 1 in steps.starts or step + 1 == steps.total):
-                held_out = evaluate(model, lora.pairs, valid, settings)
-                count = max(held_out.targets, 1)
-                yield Validation(step + 1, held_out.loss / count, held_out.correct / count)
+            yield from held_out()
             if checkpoint and time.monotonic() - saved_at > settings.checkpoint_s:
                 optimiser.save(checkpoint)
                 saved_at, saved_step = time.monotonic(), optimiser.step
     finally:
         if checkpoint and optimiser.step > saved_step:
             optimiser.save(checkpoint)
+    if reason:
+        yield Notice(f"Training ended at step {optimiser.step} of {steps.total}: {reason}.")
+    if watch.best is not None:
+        lora.flat.copy_(watch.best)
+        if watch.best_step < optimiser.step:
+            yield Notice(f"Kept is what held-out lessons were best with, after step {watch.best_step}.")
 
 
 def accumulate(
-    model: Model, lora: Lora, pieces: Sequence[Batch], settings: TrainSettings, step: int
+    model: Model,
+    lora: Lora,
+    pieces: Sequence[Batch],
+    settings: TrainSettings,
+    step: int,
+    *,
+    distil: float = 0.0,
 ) -> Measure:
     """Forward and backward over the pieces of one step; gradients of the mean loss land in lora.grad."""
     lora.grad.zero_()
@@ -186,10 +240,8 @@ def accumulate(
         if piece.rehearsal:
             part = _drift(model, lora.pairs, piece, settings)
         else:
-            part, right = _loss(
-                model, lora.pairs, piece, dropout=settings.dropout, recompute=settings.recompute
-            )
-            loss, correct = loss + float(part.detach()), correct + float(right)
+            part, plain, right = _lesson_loss(model, lora.pairs, piece, settings, distil=distil)
+            loss, correct = loss + float(plain.detach()), correct + float(right)
             targets += int(_predicted(piece).sum())
         (part / max(places, 1)).backward()  # type: ignore[no-untyped-call]
     return Measure(loss / max(targets, 1), correct / max(targets, 1), targets)
@@ -214,14 +266,24 @@ def _predicted(piece: Batch) -> Tensor:
     return targets[1:] & (document[1:] == document[:-1])
 
 
-def _loss(
-    model: Model, pairs: Pairs, piece: Batch, *, dropout: float = 0.0, recompute: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Summed loss over a piece's targets, and how many of them were predicted first."""
-    tokens = torch.from_numpy(piece.tokens).long().to(model.device)
-    hidden = model.read(piece, pairs, dropout=dropout, recompute=recompute)
+def _lesson_loss(
+    model: Model, pairs: Pairs, piece: Batch, settings: TrainSettings, *, distil: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What to train on over a piece's targets, the plain loss in it, how many were predicted first: sums."""
+    hidden = model.read(piece, pairs, dropout=settings.dropout, recompute=settings.recompute)
+    places, labels = _labels(piece, model)
+    if piece.expected is None or not distil:
+        loss, right = model.loss(hidden[places], labels)
+        return loss, loss, right
+    tokens = torch.from_numpy(piece.expected.tokens).long().to(model.device)
+    logs = torch.from_numpy(piece.expected.logs).to(model.device)
+    return model.distil(hidden[places], labels, (tokens, logs), weight=distil)
+
+
+def _labels(piece: Batch, model: Model) -> tuple[Tensor, Tensor]:
+    """Places whose next token is learned, and that token."""
     places = _predicted(piece).nonzero().flatten().to(model.device)
-    return model.loss(hidden[places], tokens[places + 1])
+    return places, torch.from_numpy(piece.tokens).long().to(model.device)[places + 1]
 
 
 def evaluate(model: Model, pairs: Pairs, lessons: Sequence[Lesson], settings: TrainSettings) -> Measure:
@@ -230,7 +292,8 @@ def evaluate(model: Model, pairs: Pairs, lessons: Sequence[Lesson], settings: Tr
     targets = 0
     with torch.no_grad():
         for piece in pack(lessons, batch_tokens=settings.micro_tokens or 512, seed=0, epoch=0):
-            part, right = _loss(model, pairs, piece)
+            places, labels = _labels(piece, model)
+            part, right = model.loss(model.read(piece, pairs)[places], labels)
             loss, correct = loss + float(part), correct + float(right)
             targets += int(_predicted(piece).sum())
     return Measure(loss, correct, targets)
@@ -247,11 +310,53 @@ def learning_rate(step: int, total: int, settings: TrainSettings) -> float:
     return settings.lr * shape[settings.schedule]
 
 
+class Watch:
+    """Held-out loss over time; with patience, the adapter as it was when that was lowest."""
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+        self.step, self.worse = 0, 0  # the last step measured; measurements since the best
+        self.best_step, self.best_loss = 0, math.inf
+        self.best: Tensor | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether patience is at its end."""
+        return 0 < self.patience <= self.worse
+
+    def note(self, step: int, loss: float, flat: Tensor) -> None:
+        """Take in a measurement."""
+        self.step = step
+        if not self.patience:
+            return
+        if loss < self.best_loss:
+            self.best_step, self.best_loss, self.worse = step, loss, 0
+            self.best = flat.detach().clone()
+        else:
+            self.worse += 1
+
+    def metadata(self) -> dict[str, str]:
+        """All but the tensor, for a checkpoint."""
+        return {
+            "measured": str(self.step),
+            "worse": str(self.worse),
+            "best_step": str(self.best_step),
+            "best_loss": self.best_loss.hex(),
+        }
+
+    def load(self, metadata: Mapping[str, str], best: Tensor | None) -> None:
+        """Back from a checkpoint."""
+        self.step, self.worse = int(metadata["measured"]), int(metadata["worse"])
+        self.best_step, self.best_loss = int(metadata["best_step"]), float.fromhex(metadata["best_loss"])
+        self.best = best
+
+
 class AdamW:
-    """AdamW over a Lora's flat vector, with its two moments, and checkpoints of all three."""
+    """AdamW over a Lora's flat vector, with its two moments, and checkpoints of it all."""
 
     def __init__(self, lora: Lora, settings: TrainSettings) -> None:
         self.lora, self.settings = lora, settings
+        self.watch = Watch(settings.patience)
         self.mean, self.square = torch.zeros_like(lora.flat), torch.zeros_like(lora.flat)
         self.step = 0
 
@@ -270,14 +375,20 @@ class AdamW:
     def save(self, path: Path) -> None:
         """Write the checkpoint, whole or not at all."""
         tensors = {"flat": self.lora.flat, "mean": self.mean, "square": self.square}
+        if self.watch.best is not None:
+            tensors["best"] = self.watch.best
+        metadata = {"step": str(self.step)} | self.watch.metadata()
         with atomic_write(path) as draft:
-            save_file({k: v.cpu() for k, v in tensors.items()}, draft, metadata={"step": str(self.step)})
+            save_file({k: v.cpu() for k, v in tensors.items()}, draft, metadata=metadata)
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint."""
         try:
             with safe_open(path, framework="pt") as file:
-                self.step = int((file.metadata() or {})["step"])
+                metadata = file.metadata() or {}
+                self.step = int(metadata["step"])
+                best = file.get_tensor("best") if "best" in file.keys() else None  # noqa: SIM118
+                self.watch.load(metadata, None if best is None else best.to(self.lora.flat.device))
                 for name, tensor in (("flat", self.lora.flat), ("mean", self.mean), ("square", self.square)):
                     tensor.copy_(file.get_tensor(name))
         except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
