@@ -39,11 +39,23 @@ END_TEXTS = frozenset(
 
 
 @dataclass(frozen=True, eq=False)
+class Expected:
+    """What a teacher expected at each of n targets: its likeliest tokens (n, k), their log-probabilities.
+
+    Where a row of `logs` is all minus infinity the teacher has nothing to say.
+    """
+
+    tokens: npt.NDArray[np.int32]
+    logs: npt.NDArray[np.float16]
+
+
+@dataclass(frozen=True, eq=False)
 class Lesson:
     """tokens (T,) int32; targets (T,) bool: token i is one to learn to predict. The first never is."""
 
     tokens: npt.NDArray[np.int32]
     targets: npt.NDArray[np.bool_]
+    expected: Expected | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +82,7 @@ class Batch:
     """Whole lessons end to end: tokens, positions from 0 in each, which document, targets; all (T,).
 
     In a rehearsal the targets are not to be learned: there the model shall predict what its base predicts.
+    `expected` has a row for each target.
     """
 
     tokens: npt.NDArray[np.int32]
@@ -77,6 +90,7 @@ class Batch:
     document: npt.NDArray[np.int32]
     targets: npt.NDArray[np.bool_]
     rehearsal: bool = False
+    expected: Expected | None = None
 
 
 # Conversations → lessons
@@ -357,7 +371,21 @@ def collate(lessons: Sequence[Lesson], indices: Sequence[int], *, rehearsal: boo
         document=np.repeat(np.arange(len(chosen), dtype=np.int32), lengths),
         targets=np.concatenate([lesson.targets for lesson in chosen]),
         rehearsal=rehearsal,
+        expected=joined(chosen),
     )
+
+
+def joined(lessons: Sequence[Lesson]) -> Expected | None:
+    """What the teacher expected at all targets of these lessons, end to end; None where it said nothing."""
+    known = next((lesson.expected for lesson in lessons if lesson.expected), None)
+    if known is None:
+        return None
+    tokens, logs = [], []
+    for lesson in lessons:
+        shape = (int(lesson.targets.sum()), known.tokens.shape[1])
+        tokens.append(lesson.expected.tokens if lesson.expected else np.zeros(shape, np.int32))
+        logs.append(lesson.expected.logs if lesson.expected else np.full(shape, -np.inf, np.float16))
+    return Expected(np.concatenate(tokens), np.concatenate(logs))
 
 
 def pack(lessons: Sequence[Lesson], *, batch_tokens: int, seed: int, epoch: int) -> Iterator[Batch]:

@@ -16,6 +16,7 @@ Shapes: T tokens of a packed stream, D model width, H query heads, K key/value h
 vocabulary.
 """
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from torch.nn import functional as F
 from nightschool.memory import LOSS_TILE
 
 TOKEN_TILE = 512  # tokens whose int32 products are held at once
+TINY = 1e-6  # a probability that is as good as none
 
 
 Precision = Literal["int8", "bf16", "fp32", "packed", "fp64"]
@@ -415,6 +417,56 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dloss: Tensor, _: Tensor) -> Any:
         return ctx.grad.mul_(dloss), None, None
+
+
+def distil_sum(
+    hidden: Tensor, head: FrozenMatrix, labels: Tensor, expected: tuple[Tensor, Tensor], *, weight: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cross-entropy and, `weight` times, the divergence from a teacher of whom only the top is known.
+
+    expected: the teacher's k likeliest tokens (M, k) and their log-probabilities; rows of minus infinity
+    count for nothing. What the teacher gives to all other tokens together is compared with what the model
+    gives to them together: no choice among them is taught. Everything happens on one tile of logits.
+    Returns: (sum to be trained, the cross-entropy in it, how many rows put their label first).
+    """
+    tokens, logs = expected
+    loss, plain, correct = run(_Distilled, hidden, head, labels, tokens, logs, weight)
+    return loss, plain, correct
+
+
+class _Distilled(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, head: Any, labels: Tensor, tokens: Tensor, logs: Tensor, weight: float
+    ) -> Any:
+        grad = torch.empty_like(hidden)
+        plain, apart, correct = (hidden.new_zeros(()) for _ in range(3))
+        for rows in _loss_tiles(hidden, head):
+            logits, label, top = head.forward(hidden[rows]), labels[rows, None], tokens[rows]
+            correct += (logits.gather(1, label) >= logits.amax(-1, keepdim=True)).sum()
+            q = logits.log_softmax(-1)
+            plain -= q.gather(1, label).sum()
+            wanted = logs[rows].to(q.dtype)
+            said = (wanted[:, :1] > -math.inf).to(q.dtype) * weight  # (m, 1)
+            p, q_top = wanted.exp(), q.gather(1, top)  # (m, k)
+            rest = (1 - p.sum(-1, keepdim=True)).clamp(min=TINY)
+            q = q.exp_()
+            q_rest = (1 - q_top.exp().sum(-1, keepdim=True)).clamp(min=TINY)
+            terms = p * (wanted.nan_to_num(neginf=0.0) - q_top)
+            apart += (said * (terms.sum(-1, keepdim=True) + rest * (rest / q_rest).log())).sum()
+            # d/dz of the cross-entropy: q − [label]; of the divergence: q − p at the top, q (1 − rest/q_rest)
+            # elsewhere
+            at_top = q.gather(1, top) * (1 + said) - said * p
+            q.mul_(1 + said * (1 - rest / q_rest)).scatter_(1, top, at_top)
+            q.scatter_add_(1, label, torch.full_like(q_rest, -1.0))
+            grad[rows] = head.backward(q)
+        ctx.grad = grad
+        ctx.mark_non_differentiable(plain, correct)
+        return plain + apart, plain, correct
+
+    @staticmethod
+    def backward(ctx: Any, dloss: Tensor, *_: Tensor) -> Any:
+        return ctx.grad.mul_(dloss), None, None, None, None, None
 
 
 def divergence_sum(hidden: Tensor, reference: Tensor, head: FrozenMatrix) -> Tensor:

@@ -34,6 +34,10 @@ class TrainSettings:
     micro_tokens: int | None = setting(None, "Tokens computed at once: the memory dial")
     max_tokens: int | None = setting(None, "Longest lesson; longer ones are cut")
     rehearsal: float = setting(0.0, "Share of the lessons taken from --rehearsal-data, against forgetting")
+    measure_epochs: float = setting(1.0, "Epochs between two measurements on the held-out lessons")
+    patience: int = setting(
+        0, "Stop after so many measurements in a row without a better one, and keep the best; 0 for never"
+    )
     precision: str = setting("auto", "Frozen weights as int8, bf16, fp32 or packed; auto measures")
     recompute: bool = setting(False, "Keep less for the backward pass, compute it again: less memory, slower")
     device: str = setting("cpu", "cpu, cuda or mps")

@@ -387,7 +387,7 @@ class AdamW:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 self.step = int(metadata["step"])
-                best = file.get_tensor("best") if "best" in file.keys() else None  # noqa: SIM118
+                best = file.get_tensor("best") if "best" in file.keys() else None
                 self.watch.load(metadata, None if best is None else best.to(self.lora.flat.device))
                 for name, tensor in (("flat", self.lora.flat), ("mean", self.mean), ("square", self.square)):
                     tensor.copy_(file.get_tensor(name))
