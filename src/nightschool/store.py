@@ -239,37 +239,6 @@ def m005_study(db: Database) -> None:
     )
 
 
-def m006_jobs(db: Database) -> None:
-    # What programs gave to keep, and what was made for them; the bytes lie in the home's files/.
-    db.execute(
-        "create table uploads (number integer primary key, id text not null unique, purpose text not null,"
-        " filename text not null, suffix text not null, size_bytes integer not null,"
-        " created_at integer not null, expires_at integer)"
-    )
-    # Times are seconds since 1970. wish: pause or cancel, until the worker has obeyed. owner: the process at
-    # work on it. spec, metadata, progress, error and result are JSON. served_as: the name beginning in ft:
-    db.execute(
-        "create table jobs (number integer primary key, id text not null unique, kind text not null,"
-        " name text not null, model text not null, state text not null, stage text not null default '',"
-        " spec text not null, metadata text, created_at integer not null, started_at integer,"
-        " finished_at integer, progress text not null default '{}', error text,"
-        " result text not null default '{}', wish text not null default '', owner text not null default '',"
-        " attempts integer not null default 0, held integer not null default 0,"
-        " served_as text not null default '')"
-    )
-    db.execute("create index jobs_by_served_as on jobs (served_as)")
-    db.execute(
-        "create table job_events (job_id text not null references jobs(id) on delete cascade,"
-        " number integer not null, at integer not null, level text not null, message text not null,"
-        " data text, primary key (job_id, number)) without rowid"
-    )
-    db.execute(
-        "create table job_steps (job_id text not null references jobs(id) on delete cascade,"
-        " step integer not null, loss real, accuracy real, tokens integer, valid_loss real,"
-        " valid_accuracy real, primary key (job_id, step)) without rowid"
-    )
-
-
 def m006_vector_stores(db: Database) -> None:
     # collection: empty for what the person remembers, else the vector store that a source belongs to.
     # A file of a vector store that could not be read has no source, but a reason.
@@ -310,6 +279,37 @@ def m007_exams(db: Database) -> None:
     )
 
 
+def m008_jobs(db: Database) -> None:
+    # What programs gave to keep, and what was made for them; the bytes lie in the home's files/.
+    db.execute(
+        "create table uploads (number integer primary key, id text not null unique, purpose text not null,"
+        " filename text not null, suffix text not null, size_bytes integer not null,"
+        " created_at integer not null, expires_at integer)"
+    )
+    # Times are seconds since 1970. wish: pause or cancel, until the worker has obeyed. owner: the process at
+    # work on it. spec, metadata, progress, error and result are JSON. served_as: the name beginning in ft:
+    db.execute(
+        "create table jobs (number integer primary key, id text not null unique, kind text not null,"
+        " name text not null, model text not null, state text not null, stage text not null default '',"
+        " spec text not null, metadata text, created_at integer not null, started_at integer,"
+        " finished_at integer, progress text not null default '{}', error text,"
+        " result text not null default '{}', wish text not null default '', owner text not null default '',"
+        " attempts integer not null default 0, held integer not null default 0,"
+        " served_as text not null default '')"
+    )
+    db.execute("create index jobs_by_served_as on jobs (served_as)")
+    db.execute(
+        "create table job_events (job_id text not null references jobs(id) on delete cascade,"
+        " number integer not null, at integer not null, level text not null, message text not null,"
+        " data text, primary key (job_id, number)) without rowid"
+    )
+    db.execute(
+        "create table job_steps (job_id text not null references jobs(id) on delete cascade,"
+        " step integer not null, loss real, accuracy real, tokens integer, valid_loss real,"
+        " valid_accuracy real, primary key (job_id, step)) without rowid"
+    )
+
+
 MIGRATIONS: list[Callable[[Database], None]] = [
     m001_sources_and_chunks,
     m002_full_text,
@@ -318,5 +318,5 @@ MIGRATIONS: list[Callable[[Database], None]] = [
     m005_study,
     m006_vector_stores,
     m007_exams,
-    m006_jobs,
+    m008_jobs,
 ]
