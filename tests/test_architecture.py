@@ -16,7 +16,7 @@ ROWS = {
     "words: know nothing": "errors paths events settings recipes receipt statements wordings",
     "files and rows": (
         "gguf decoders memory store chunks rich_documents documents library datasets download hub "
-        "peft adapters"
+        "peft adapters tuned"
     ),
     "processes and tensors": (
         "grammar _engine_child _engine_process engine vectors index quants ops attention shapes "
@@ -24,24 +24,29 @@ ROWS = {
     ),
     "the model": "templates lessons model lora",
     "learning": (
-        "quoting answer exam train precision evaluate check syllabus lessonbook writer teacher writing "
+        "quoting answer exam train precision distil evaluate check syllabus lessonbook writer teacher writing "
         "rehearsal"
     ),
     "whole pieces of work": "promotion examination forget merge export runs fit study demo",
-    "people": "cli __main__",
+    "people and programs": "server cli __main__",
 }
 ORDER = {name: place for place, name in enumerate(" ".join(ROWS.values()).split())}
 
 # What only these modules may import, wherever in them it stands; everybody else goes through them.
 ONLY_IN = {
     "torch": (
-        "quants ops attention shapes conversion llama2c huggingface model lora train precision merge fit"
+        "quants ops attention shapes conversion llama2c huggingface model lora train precision distil merge fit"
     ),
     "xllamacpp": "_engine_child",
     "sqlite3": "store",
     "click": "cli",
     "rich": "cli",
-    "httpx": "download _engine_process engine teacher",
+    "httpx": "download _engine_process engine teacher server",
+    "fastapi": "server",
+    "starlette": "server",
+    "uvicorn": "server",
+    "pydantic": "server",
+    "prometheus_client": "server",
     "urllib.request": "_engine_child",
     "socket": "_engine_child",
     "subprocess": "_engine_process _engine_child",
@@ -162,7 +167,9 @@ def loaded_by(code: str) -> set[str]:
     return set(done.stdout.decode().split())
 
 
-@pytest.mark.parametrize("module", ["adapters", "engine", "hub", "datasets", "lessons", "recipes"])
+@pytest.mark.parametrize(
+    "module", ["adapters", "engine", "hub", "datasets", "lessons", "recipes", "server.app"]
+)
 def test_what_serves_does_not_load_torch(module):
     assert not loaded_by(f"import nightschool.{module}") & {"torch", "xllamacpp"}
 

@@ -1,0 +1,44 @@
+"""The server as one ASGI app: every area's routes, what they share, what begins and ends with it."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from nightschool import __version__
+from nightschool.server import chats, health, models
+from nightschool.server.problems import add_handlers
+from nightschool.server.state import State
+from nightschool.settings import ServeSettings
+
+
+def create_app(settings: ServeSettings) -> FastAPI:
+    """The app; its engines start with the first request that needs them."""
+    app = FastAPI(
+        title="Nightschool",
+        version=__version__,
+        lifespan=_lifespan,
+        docs_url=None,  # FastAPI's own page loads scripts from elsewhere
+        redoc_url=None,
+    )
+    app.state.nightschool = State(settings)
+    add_handlers(app)
+    app.include_router(health.router)
+    app.include_router(models.router)
+    app.include_router(chats.router)
+    # app.include_router(files.router)
+    # app.include_router(fine_tuning.router)
+    # app.include_router(vector_stores.router)
+    # app.include_router(ollama.router)
+    # app.include_router(own.router)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    state: State = app.state.nightschool
+    try:
+        yield
+    finally:
+        # await state.supervisor.close()
+        await state.engines.close()

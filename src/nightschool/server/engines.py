@@ -1,0 +1,319 @@
+"""The engines that are alive: one for each base that is talked to, one for vectors.
+
+A request says what should answer it (models.Target) and gets a llama.cpp with the adapters it names loaded,
+whatever is loaded now: a new adapter, or a new version of one, starts a second process first, requests move
+over, and the old one ends with its last answer. An engine that has died is started anew.
+
+`chatting` says whether anybody is waiting for an answer: training holds while somebody is.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from nightschool._engine_process import TIMEOUT, EngineProcess
+from nightschool.adapters import check_fits, find_adapter
+from nightschool.engine import Engine, EngineSettings
+from nightschool.errors import EngineError, NotFound
+from nightschool.gguf import open_gguf
+from nightschool.hub import Base
+from nightschool.server.models import Target
+from nightschool.settings import ServeSettings
+
+MAX_BASES = 2  # held in memory at once; the one that was not asked for longest goes
+AT_ONCE = 24  # requests an engine is sent at once, the rest wait here: each holds one of its HTTP threads
+LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=2.0)
+
+Stamp = tuple[int, int, int]  # of a file: which, how long, how old
+
+
+class Chatting:
+    """Whether somebody is waiting for an answer, and since when nobody is."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.ended_at = float("-inf")  # time.monotonic() of the last end
+        self._listeners: list[Callable[[bool], None]] = []
+
+    @property
+    def is_active(self) -> bool:
+        return self.count > 0
+
+    def listen(self, listener: Callable[[bool], None]) -> None:
+        """Be told True when the first begins and False when the last has ended; must return at once."""
+        self._listeners.append(listener)
+
+    def __enter__(self) -> None:
+        self.count += 1
+        if self.count == 1:
+            self._tell()
+
+    def __exit__(self, *error: object) -> None:
+        self.count -= 1
+        self.ended_at = time.monotonic()
+        if self.count == 0:
+            self._tell()
+
+    def _tell(self) -> None:
+        for listener in self._listeners:
+            listener(self.is_active)
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A llama.cpp that stays for as long as the request does, with all that a request to it needs."""
+
+    process: EngineProcess
+    client: httpx.AsyncClient
+    slots: int
+
+    def build(self, path: str, body: Mapping[str, Any], scales: Mapping[str, float]) -> httpx.Request:
+        """A POST of JSON that names every adapter; ValueError where the body cannot be JSON."""
+        if missing := [name for name in scales if name not in self.process.lora]:
+            raise NotFound(f"The adapter {missing[0]!r} has been removed.")
+        lora = [{"id": id, "scale": scales.get(name, 0.0)} for id, name in enumerate(self.process.lora)]
+        content = json.dumps({**body, "lora": lora}, allow_nan=False).encode()
+        headers = {**self.process.headers, "Content-Type": "application/json"}
+        return self.client.build_request(
+            "POST", self.process.address + path, content=content, headers=headers
+        )
+
+
+class Served:
+    """One base's engine, and which files its adapters were loaded from."""
+
+    def __init__(self, base: Base, settings: EngineSettings) -> None:
+        self.base = base
+        self.settings = settings
+        self.engine: Engine | None = None
+        self.loaded: dict[str, tuple[Path, Stamp]] = {}
+        self.changing = asyncio.Lock()
+        self.turns = asyncio.Semaphore(AT_ONCE)
+        self.used_at = time.monotonic()
+        self.users = 0
+
+    def has(self, wanted: Mapping[str, tuple[Path, Stamp]]) -> bool:
+        """Whether the engine runs with the wanted adapters, each as its file is now."""
+        return self.engine is not None and all(self.loaded.get(name) == it for name, it in wanted.items())
+
+    async def make_ready(self, wanted: Mapping[str, tuple[Path, Stamp]]) -> Engine:
+        """Start the engine, or load into it what it lacks; one change at a time."""
+        async with self.changing:
+            if not self.has(wanted):
+                await asyncio.to_thread(self._change, wanted)
+        assert self.engine
+        return self.engine
+
+    def _change(self, wanted: Mapping[str, tuple[Path, Stamp]]) -> None:
+        model = open_gguf(self.base.path)
+        for path, _ in wanted.values():
+            check_fits(path, model)
+        kept = {name: it for name, it in self.loaded.items() if _stamp(it[0]) == it[1]}
+        loaded = {**kept, **wanted}
+        paths = {name: path for name, (path, _) in loaded.items()}
+        if self.engine is None:
+            self.engine = Engine(self.base.path, adapters=paths, settings=self.settings)
+        else:
+            self.engine.set_adapters(paths)
+        self.loaded = loaded
+
+    def restart(self) -> EngineProcess:
+        """A process in place of one that died, without adapters whose files are gone; blocks."""
+        assert self.engine
+        kept = {name: it for name, it in self.loaded.items() if _stamp(it[0]) == it[1]}
+        if kept != self.loaded:
+            self.engine.set_adapters({name: path for name, (path, _) in kept.items()})
+            self.loaded = kept
+        return self.engine.borrow_started()
+
+    async def borrow(self) -> EngineProcess:
+        assert self.engine
+        process = self.engine.borrow()
+        if process is None:
+            async with self.changing:
+                process = await asyncio.to_thread(self.restart)
+        return process
+
+    async def give_back(self, process: EngineProcess) -> None:
+        assert self.engine
+        if self.engine.is_replaced(process):  # it may be the last to leave: then this waits for its end
+            await asyncio.shield(asyncio.to_thread(self.engine.release, process))
+        else:
+            self.engine.release(process)
+
+    def close(self) -> None:
+        if self.engine:
+            self.engine.close()
+        self.engine = None
+        self.loaded = {}
+
+
+class Engines:
+    """All engines of a server, started when they are first needed."""
+
+    def __init__(self, settings: ServeSettings) -> None:
+        self.settings = settings
+        self.chatting = Chatting()
+        self.restarts = 0
+        self._served: dict[tuple[Path, bool], Served] = {}
+        self._client = httpx.AsyncClient(timeout=TIMEOUT, limits=LIMITS, trust_env=False)
+
+    async def close(self) -> None:
+        """End every engine; answers under way break."""
+        for served in list(self._served.values()):
+            await asyncio.to_thread(served.close)
+        self._served.clear()
+        await self._client.aclose()
+
+    @asynccontextmanager
+    async def lease(self, target: Target, *, embedding: bool = False) -> AsyncIterator[Lease]:
+        """A llama.cpp with the target's adapters loaded; it stays until the block ends.
+
+        Raises NotFound, AdapterMismatch, EngineError and what else may be wrong with the files.
+        """
+        served = self._find(target.base, embedding=embedding)
+        served.users += 1
+        try:
+            with self.chatting:
+                async with served.turns:
+                    process = await self._ready(served, target)
+                    try:
+                        yield Lease(process, self._client, served.settings.slots)
+                    finally:
+                        await served.give_back(process)
+        finally:
+            served.users -= 1
+            served.used_at = time.monotonic()
+
+    async def engine(self, target: Target) -> Engine:
+        """The engine itself, the target's adapters loaded, for code that runs in a thread and asks by itself.
+
+        Such code should run inside `with engines.chatting`.
+        """
+        served = self._find(target.base, embedding=False)
+        served.used_at = time.monotonic()
+        return await served.make_ready(_wanted(target))
+
+    async def _ready(self, served: Served, target: Target) -> EngineProcess:
+        wanted = _wanted(target)
+        while True:
+            if not served.has(wanted):
+                await self._make_room(served)
+                await served.make_ready(wanted)
+            process = await served.borrow()
+            if all(name in process.lora for name in wanted):
+                return process
+            await served.give_back(process)
+
+    def _find(self, base: Base, *, embedding: bool) -> Served:
+        key = (base.path, embedding)
+        if key not in self._served:
+            settings = EngineSettings(
+                ctx=self.settings.ctx,
+                slots=self.settings.slots,
+                threads=self.settings.threads,
+                embedding=embedding,
+            )
+            self._served[key] = Served(base, settings)
+        return self._served[key]
+
+    async def _make_room(self, newcomer: Served) -> None:
+        """End the engine that was not used for longest where a new one would be too many."""
+        running = [each for each in self._served.values() if each.engine and each is not newcomer]
+        idle = sorted((each for each in running if not each.users), key=lambda each: each.used_at)
+        if newcomer.engine is None and len(running) >= MAX_BASES and idle:
+            async with idle[0].changing:
+                await asyncio.to_thread(idle[0].close)
+
+    # Asking --------------------------------------------------------------------------------------
+
+    async def request(
+        self, target: Target, path: str, body: Mapping[str, Any], *, embedding: bool = False
+    ) -> dict[str, Any]:
+        """Post to llama.cpp and return its answer; asked once more when the engine dies meanwhile."""
+        for last_try in (False, True):
+            async with self.lease(target, embedding=embedding) as lease:
+                try:
+                    response = await lease.client.send(lease.build(path, body, target.scales))
+                except httpx.TransportError as error:
+                    if last_try:
+                        raise broken(lease.process) from error
+                    self.restarts += 1
+                    await asyncio.to_thread(lease.process.has_died, 1)
+                    continue
+                return answer_of(response)
+        raise AssertionError
+
+    async def events(
+        self, target: Target, path: str, body: Mapping[str, Any]
+    ) -> AsyncIterator[dict[str, Any]]:
+        """The server-sent events of an answer; closing the iterator stops llama.cpp too."""
+        async with self.lease(target) as lease:
+            request = lease.build(path, {**body, "stream": True}, target.scales)
+            try:
+                response = await lease.client.send(request, stream=True)
+                try:
+                    if response.is_error:
+                        await response.aread()
+                        answer_of(response)
+                    async for line in response.aiter_lines():
+                        if line.startswith("data: ") and line != "data: [DONE]":
+                            event = json.loads(line[6:])
+                            if "error" in event:
+                                raise refusal(event["error"], status=500)
+                            yield event
+                finally:
+                    await response.aclose()
+            except httpx.TransportError as error:
+                raise broken(lease.process) from error
+
+
+def _wanted(target: Target) -> dict[str, tuple[Path, Stamp]]:
+    wanted = {}
+    for name, _ in target.adapters:
+        path = find_adapter(name).gguf
+        wanted[name] = path, _stamp(path)
+    return wanted
+
+
+def _stamp(path: Path) -> Stamp:
+    """What tells one version of a file from the next; zeros where there is none."""
+    try:
+        state = path.stat()
+    except FileNotFoundError:
+        return (0, 0, 0)
+    return state.st_ino, state.st_size, state.st_mtime_ns
+
+
+# What llama.cpp says ------------------------------------------------------------------------------
+
+
+def answer_of(response: httpx.Response) -> dict[str, Any]:
+    """The JSON of a good response. Raises ApiError with llama.cpp's reason otherwise."""
+    try:
+        body = response.json()
+    except ValueError:
+        body = {}
+    if response.is_success and isinstance(body, dict):
+        return body
+    raise refusal(body.get("error", {}) if isinstance(body, dict) else {}, status=response.status_code)
+
+
+def refusal(error: Mapping[str, Any], *, status: int) -> Exception:
+    from nightschool.server.problems import ApiError
+
+    message = str(error.get("message", f"the engine answered with status {status}"))
+    if error.get("type") == "exceed_context_size_error":
+        return ApiError(400, message, code="context_length_exceeded")
+    return ApiError(status, message)
+
+
+def broken(process: EngineProcess) -> EngineError:
+    return EngineError("The engine stopped before the answer was complete. Ask again.")

@@ -1,0 +1,129 @@
+"""Every refusal as OpenAI's error body: {"error": {"message", "type", "param", "code"}}.
+
+Clients tell errors apart by status and code, so each class of ours has its own; messages are sentences for
+people and hold no paths.
+"""
+
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from nightschool import errors
+from nightschool.errors import NightschoolError
+
+log = logging.getLogger("nightschool.server")
+
+INVALID, SERVER, NOT_FOUND, AUTHENTICATION, PERMISSION, TOO_MANY = (
+    "invalid_request_error",
+    "server_error",
+    "not_found_error",
+    "authentication_error",
+    "permission_error",
+    "rate_limit_error",
+)
+TYPES = {401: AUTHENTICATION, 403: PERMISSION, 404: NOT_FOUND, 429: TOO_MANY}
+
+
+class ApiError(Exception):
+    """A refusal with its HTTP status; `param` names the field at fault, `code` is for programs."""
+
+    def __init__(
+        self, status: int, message: str, *, param: str | None = None, code: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+
+
+def error_body(
+    status: int, message: str, *, param: str | None = None, code: str | None = None
+) -> dict[str, dict[str, str | None]]:
+    """OpenAI's error body."""
+    kind = TYPES.get(status, SERVER if status >= 500 else INVALID)
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def error_response(
+    status: int, message: str, *, param: str | None = None, code: str | None = None
+) -> JSONResponse:
+    return JSONResponse(error_body(status, message, param=param, code=code), status)
+
+
+# The first class that fits decides: status and code.
+KINDS: list[tuple[type[NightschoolError], int, str | None]] = [
+    (errors.ContextFull, 400, "context_length_exceeded"),
+    (errors.NotFound, 404, "not_found"),
+    (errors.NameTaken, 409, "name_taken"),
+    (errors.FileFormatError, 400, "invalid_file"),
+    (errors.DataError, 400, "invalid_file"),
+    (errors.UnsupportedModel, 400, "unsupported_model"),
+    (errors.AdapterMismatch, 400, "adapter_mismatch"),
+    (errors.NotEnoughMemory, 503, "not_enough_memory"),
+    (errors.EngineError, 503, "engine_error"),
+    (errors.StoreError, 503, "store_error"),
+    (NightschoolError, 400, None),
+]
+
+
+def as_api_error(error: NightschoolError) -> ApiError:
+    """One of our errors as a refusal, its status and code chosen by class."""
+    status, code = next((status, code) for kind, status, code in KINDS if isinstance(error, kind))
+    return ApiError(status, str(error), code=code)
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Have every error of the app answered in this form."""
+    app.add_exception_handler(ApiError, _refused)
+    app.add_exception_handler(NightschoolError, _ours)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _unforeseen)
+
+
+async def _refused(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ApiError)
+    return error_response(error.status, error.message, param=error.param, code=error.code)
+
+
+async def _ours(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, NightschoolError)
+    return await _refused(request, as_api_error(error))
+
+
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    return await _refused(request, validation_error(error.errors()))
+
+
+def validation_error(problems: Any) -> ApiError:
+    """The first problem that pydantic found, as OpenAI says it; where there is an unknown field, that one."""
+    first = next((each for each in problems if each["type"] == "extra_forbidden"), problems[0])
+    where = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
+    param = ".".join(where) or None
+    if first["type"] == "json_invalid":
+        return ApiError(400, "The body is not valid JSON.", code="invalid_json")
+    if first["type"] == "extra_forbidden":
+        return ApiError(400, f"Unknown parameter: {param!r}.", param=param, code="unknown_parameter")
+    if first["type"] == "missing":
+        said = f"Missing required parameter: {param!r}." if param else "The request needs a body."
+        return ApiError(400, said, param=param, code="missing_required_parameter")
+    return ApiError(400, f"Invalid {param or 'request'}: {first['msg']}.", param=param, code="invalid_value")
+
+
+async def _http(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    said = {
+        404: f"There is no {request.method} {request.url.path} here; docs/api.md lists what there is.",
+        405: f"{request.url.path} does not take {request.method}.",
+    }.get(error.status_code, str(error.detail))
+    response = error_response(error.status_code, said)
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _unforeseen(request: Request, error: Exception) -> JSONResponse:
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return error_response(500, "Something went wrong here; the server's log says what.")

@@ -1,0 +1,39 @@
+"""Names of fine-tuned models as OpenAI writes them, and the adapters they stand for.
+
+    ft:<base>:local:<suffix>:<id>  ↔  the adapter "ft-<suffix>-<id>" on that base; the suffix may be empty
+
+The two are made from each other without looking anything up.
+"""
+
+import re
+
+from nightschool.errors import NotFound
+
+PREFIX = "ft:"
+ORGANISATION = "local"
+MAX_SUFFIX = 40
+
+
+def clean_suffix(text: str) -> str:
+    """A suffix as it can stand in both names: letters, digits, '.', '_' and '-', at most MAX_SUFFIX."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")[:MAX_SUFFIX]
+
+
+def tuned_name(base: str, suffix: str, id: str) -> str:
+    """The name a fine-tuned model goes by."""
+    return f"{PREFIX}{base}:{ORGANISATION}:{clean_suffix(suffix)}:{id}"
+
+
+def adapter_name(suffix: str, id: str) -> str:
+    """The adapter on the shelf that such a model is."""
+    suffix = clean_suffix(suffix)
+    return f"ft-{suffix}-{id}" if suffix else f"ft-{id}"
+
+
+def read_tuned_name(name: str) -> tuple[str, str]:
+    """The base and the adapter of a tuned model's name. Raises NotFound for what is none."""
+    parts = name.removeprefix(PREFIX).rsplit(":", 3)
+    if not name.startswith(PREFIX) or len(parts) != 4 or not parts[0] or not parts[3]:
+        raise NotFound(f"{name!r} is no tuned model: they are named ft:BASE:{ORGANISATION}:SUFFIX:ID.")
+    base, _, suffix, id = parts
+    return base, adapter_name(suffix, id)
