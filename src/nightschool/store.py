@@ -287,17 +287,15 @@ def m008_jobs(db: Database) -> None:
         " created_at integer not null, expires_at integer)"
     )
     # Times are seconds since 1970. wish: pause or cancel, until the worker has obeyed. owner: the process at
-    # work on it. spec, metadata, progress, error and result are JSON. served_as: the name beginning in ft:
+    # work on it. spec, metadata, progress, error and result are JSON. held: it waits while somebody chats.
     db.execute(
         "create table jobs (number integer primary key, id text not null unique, kind text not null,"
         " name text not null, model text not null, state text not null, stage text not null default '',"
         " spec text not null, metadata text, created_at integer not null, started_at integer,"
         " finished_at integer, progress text not null default '{}', error text,"
         " result text not null default '{}', wish text not null default '', owner text not null default '',"
-        " attempts integer not null default 0, held integer not null default 0,"
-        " served_as text not null default '')"
+        " attempts integer not null default 0, held integer not null default 0)"
     )
-    db.execute("create index jobs_by_served_as on jobs (served_as)")
     db.execute(
         "create table job_events (job_id text not null references jobs(id) on delete cascade,"
         " number integer not null, at integer not null, level text not null, message text not null,"
