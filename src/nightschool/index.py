@@ -5,8 +5,12 @@ fused by reciprocal rank, 1 / (60 + rank), summed (Cormack, Clarke and Büttcher
 
 Common words cost most and say least: stop-words are left out, and in a large index so are the commonest of
 the others, as long as rarer ones remain.
+
+A search stays inside one collection: what the person remembers, or one vector store. Only what a word weighs
+is counted over all of them.
 """
 
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -15,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from nightschool.library import MEMORY
 from nightschool.store import TOKENIZER, Database, open_scratch
 from nightschool.vectors import Embedder
 
@@ -41,6 +46,7 @@ class Hit:
     """A chunk that was found, which words of the question it has, and the share of their weight."""
 
     chunk_id: int
+    source_id: int
     source: str
     title: str
     heading: str
@@ -70,11 +76,12 @@ def found_in(texts: Sequence[str], words: Sequence[str]) -> list[set[str]]:
 
 
 class Index:
-    """The chunks of a database, ready to be searched. Vectors are kept in memory while nothing changes."""
+    """The chunks of a collection, ready to be searched. Vectors are kept in memory while nothing changes."""
 
-    def __init__(self, db: Database, embedder: Embedder | None = None) -> None:
+    def __init__(self, db: Database, embedder: Embedder | None = None, *, collection: str = MEMORY) -> None:
         self.db = db
         self.embedder = embedder
+        self.collection = collection
         self._matrix: tuple[tuple[int, ...], Vectors, list[int]] | None = None
 
     @property
@@ -82,12 +89,17 @@ class Index:
         """How many chunks there are."""
         return int(self.db.execute("select count(*) from chunks").fetchone()[0])
 
-    def search(self, question: str, *, limit: int = 5) -> list[Hit]:
-        """The best chunks, best first; none when no word fits and there are no vectors."""
+    def search(self, question: str, *, limit: int = 5, sources: Sequence[int] | None = None) -> list[Hit]:
+        """The best chunks, best first; none when no word fits and there are no vectors.
+
+        Args:
+            sources: look only into these, by id; they are of the collection.
+        """
         weights = self.weights(content_words(question))
-        rankings = [self.by_words(weights)]
+        rankings = [self.by_words(weights, sources=sources)]
         if self.embedder:
-            rankings.append(self.by_vectors(self.embedder.embed_question(question)))
+            near = self.by_vectors(self.embedder.embed_question(question), sources=sources)
+            rankings.append(near)
         return self._hits(fuse(rankings)[:limit], weights)
 
     def weights(self, words: Sequence[str]) -> dict[str, float]:
@@ -102,17 +114,32 @@ class Index:
         ).fetchone()
         return int(found[0])
 
-    def by_words(self, weights: Mapping[str, float]) -> list[int]:
+    def by_words(self, weights: Mapping[str, float], *, sources: Sequence[int] | None = None) -> list[int]:
         """Chunk ids by BM25."""
         words = self._rarer(weights)
         if not words:
             return []
         query = " OR ".join(f'"{word}"' for word in words)
+        join, where, values = self._scope(sources)
         rows = self.db.execute(
-            f"select rowid from chunks_fts where chunks_fts match ? order by {BM25} limit {CANDIDATES}",
-            (query,),
+            f"select chunks_fts.rowid from chunks_fts {join} where chunks_fts match ? {where}"
+            f" order by {BM25} limit {CANDIDATES}",
+            (query, *values),
         )
         return [row[0] for row in rows]
+
+    def _scope(self, sources: Sequence[int] | None) -> tuple[str, str, tuple[str, ...]]:
+        """SQL that keeps a search of words inside the collection, or the sources; nothing where all fit."""
+        chunk = "join chunks on chunks.id = chunks_fts.rowid"
+        if sources is not None:
+            within = "and chunks.source_id in (select value from json_each(?))"
+            return chunk, within, (json.dumps(list(sources)),)
+        if not self.db.execute(
+            "select 1 from sources where collection > ? or collection < ? limit 1", (self.collection,) * 2
+        ).fetchone():
+            return "", "", ()
+        join = f"{chunk} join sources on sources.id = chunks.source_id"
+        return join, "and sources.collection = ?", (self.collection,)
 
     def _rarer(self, weights: Mapping[str, float]) -> list[str]:
         """The rarest words of a question, as many as MAX_ROWS allows, at least one."""
@@ -125,9 +152,19 @@ class Index:
             kept.append(word)
         return kept
 
-    def by_vectors(self, vector: Vectors) -> list[int]:
+    def by_vectors(self, vector: Vectors, *, sources: Sequence[int] | None = None) -> list[int]:
         """Chunk ids by cosine; vectors of other models than the embedder's take no part."""
         matrix, ids = self._vectors
+        if sources is not None:
+            marks = json.dumps(list(sources))
+            within = {
+                row["id"]
+                for row in self.db.execute(
+                    "select id from chunks where source_id in (select value from json_each(?))", (marks,)
+                )
+            }
+            places = [place for place, id in enumerate(ids) if id in within]
+            matrix, ids = matrix[places], [ids[place] for place in places]
         if not ids:
             return []
         cosines = matrix @ vector  # (n,)
@@ -143,7 +180,9 @@ class Index:
         state = (here, *self.db.execute("pragma data_version").fetchone())
         if self._matrix is None or self._matrix[0] != state:
             rows = self.db.execute(
-                "select chunk_id, vector from vectors where model = ? order by chunk_id", (self.embedder.id,)
+                "select chunk_id, vector from vectors join chunks on chunks.id = chunk_id join sources on"
+                " sources.id = source_id where model = ? and collection = ? order by chunk_id",
+                (self.embedder.id, self.collection),
             ).fetchall()
             data = b"".join(row["vector"] for row in rows)
             matrix = np.frombuffer(data, np.float16).astype(np.float32).reshape(max(1, len(rows)), -1)
@@ -168,6 +207,7 @@ class Index:
         return [
             Hit(
                 chunk_id=row["id"],
+                source_id=row["source_id"],
                 source=row["label"],
                 title=row["title"],
                 heading=row["heading"],

@@ -104,7 +104,10 @@ class Lessonbook:
         Raises NotFound for a name that is no source's name or label.
         """
         every = [
-            source_of(row) for row in self.db.execute("select id, name, label, hash from sources order by id")
+            source_of(row)
+            for row in self.db.execute(
+                "select id, name, label, hash from sources where collection = '' order by id"
+            )
         ]
         if not names:
             return every

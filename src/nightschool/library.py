@@ -2,6 +2,9 @@
 
 A file is read again only when its size or time has changed, and cut again only when its bytes have. Each
 source is written in one transaction: a kill at any moment leaves the old state of a source or the new one.
+
+Sources of a vector store are a collection of their own: nothing here lists, finds or refreshes them but what
+is given the collection's name.
 """
 
 import hashlib
@@ -20,11 +23,15 @@ from nightschool.store import Database, Row, set_note, transaction
 # A file written within so short a time before it was read may have been written again without a new time.
 SAME_MOMENT_NS = 2_000_000_000
 TITLE_WORDS = 8
+MEMORY = ""  # the collection of what the person remembers
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file or a note that is known. `hash` is its content's; `studied` are adapters that learned it."""
+    """A file, a note or an upload that is known.
+
+    `hash` is its content's; `studied` are adapters that learned it; `read_s` is seconds since 1970.
+    """
 
     id: int
     name: str
@@ -33,6 +40,8 @@ class Source:
     title: str
     hash: str
     chunks: int
+    size_bytes: int
+    read_s: int
     studied: tuple[str, ...]
     stale: str  # why what is known may be out of date; empty when it is not
 
@@ -136,11 +145,12 @@ def _set_times(db: Database, id: int, modified_ns: int, read_ns: int) -> None:
 def _label(db: Database, path: Path, root: Path) -> str:
     """What citations say: the path from the folder that was given; the whole path where that is taken."""
     label = path.name if path == root else f"{root.name}/{path.relative_to(root).as_posix()}"
-    taken = db.execute("select 1 from sources where label = ? and name != ?", (label, str(path))).fetchone()
-    return str(path) if taken else label
+    return _free_label(db, label, str(path))
 
 
-def write_source(db: Database, row: tuple[str | int, ...], document: Document) -> int:
+def write_source(
+    db: Database, row: tuple[str | int, ...], document: Document, *, collection: str = MEMORY
+) -> int:
     """Write a source and its chunks in place of what was known of it; the number of chunks.
 
     Args:
@@ -152,12 +162,12 @@ def write_source(db: Database, row: tuple[str | int, ...], document: Document) -
         if old:
             db.execute("delete from chunks where source_id = ?", (old["id"],))
             set_note(db, "purge", "due")
-        columns = "name, label, root, kind, title, hash, size_bytes, modified_ns, read_ns"
+        columns = "name, label, root, kind, title, hash, size_bytes, modified_ns, read_ns, collection"
         update = ", ".join(f"{column} = excluded.{column}" for column in columns.split(", ")[1:])
         (id,) = db.execute(
-            f"insert into sources ({columns}) values (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            f"insert into sources ({columns}) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
             f" on conflict (name) do update set {update} returning id",
-            row,
+            (*row, collection),
         ).fetchone()
         db.executemany(
             "insert into chunks (source_id, position, start, stop, title, heading, text)"
@@ -179,16 +189,60 @@ def _remove_missing(db: Database, root: Path, result: Remembered) -> None:
     result.removed += [row["label"] for row in gone]
 
 
-def remember_text(db: Database, text: str) -> Source:
-    """Keep a note that is in no file. Raises FileFormatError when there are no words in it."""
+def remember_text(db: Database, text: str, *, name: str = "") -> Source:
+    """Keep a note that is in no file; one of the same name is replaced.
+
+    Raises FileFormatError when there are no words in it.
+    """
     data = text.encode()
     document = parse_document(data, "note.md")
     hash = hashlib.sha256(data).hexdigest()
     title = document.title if document.headings else " ".join(text.split()[:TITLE_WORDS])
-    name, now_ns = f"note-{hash[:8]}", time.time_ns()
-    row = (name, name, name, "note", title, hash, len(data), now_ns, now_ns)
-    write_source(db, row, Document(title, document.text, document.headings))
-    return next(source for source in list_sources(db) if source.name == name)
+    key, label = (f"note/{name}", name) if name else (f"note-{hash[:8]}", f"note-{hash[:8]}")
+    document = Document(title, document.text, document.headings)
+    return _write(db, key, document, label=_free_label(db, label, key), kind="note", data=data)
+
+
+def remember_bytes(
+    db: Database, data: bytes, name: str, *, collection: str = MEMORY, key: str | None = None
+) -> Source:
+    """Keep the bytes of a file that lies elsewhere; what was known under the same key is replaced.
+
+    Args:
+        name: what the file is called there; its ending says of what kind it is.
+        key: what tells the source from all others, by default its name.
+    Raises:
+        FileFormatError: with the reason why it cannot be read.
+    """
+    key = key or f"upload/{name}"
+    document = parse_document(data, name)
+    label = name if collection else _free_label(db, name, key)
+    return _write(db, key, document, label=label, kind="upload", data=data, collection=collection)
+
+
+def _free_label(db: Database, label: str, key: str) -> str:
+    taken = db.execute(
+        "select 1 from sources where label = ? and name != ? and collection = ''", (label, key)
+    ).fetchone()
+    return key if taken else label
+
+
+def _write(
+    db: Database,
+    key: str,
+    document: Document,
+    *,
+    label: str,
+    kind: str,
+    data: bytes,
+    collection: str = MEMORY,
+) -> Source:
+    """Write a source that is in no file of this machine."""
+    now_ns = time.time_ns()
+    hash = hashlib.sha256(data).hexdigest()
+    row = (key, label, key, kind, document.title, hash, len(data), now_ns, now_ns)
+    write_source(db, row, document, collection=collection)
+    return next(source for source in list_sources(db, collection) if source.name == key)
 
 
 def remove_sources(db: Database, ids: Iterable[int]) -> None:
@@ -203,14 +257,15 @@ def remove_sources(db: Database, ids: Iterable[int]) -> None:
 # What is known ------------------------------------------------------------------------------------
 
 
-def list_sources(db: Database) -> list[Source]:
-    """Every source, in order of labels."""
+def list_sources(db: Database, collection: str = MEMORY) -> list[Source]:
+    """Every source of a collection, in order of labels."""
     studied: dict[int, list[tuple[str, str]]] = {}
     for row in db.execute("select * from learned order by adapter"):
         studied.setdefault(row["source_id"], []).append((row["adapter"], row["hash"]))
     rows = db.execute(
         "select sources.*, (select count(*) from chunks where source_id = sources.id) as chunks"
-        " from sources order by label"
+        " from sources where collection = ? order by label",
+        (collection,),
     )
     return [_source(row, studied.get(row["id"], [])) for row in rows]
 
@@ -224,6 +279,8 @@ def _source(row: Row, studied: list[tuple[str, str]]) -> Source:
         title=row["title"],
         hash=row["hash"],
         chunks=row["chunks"],
+        size_bytes=row["size_bytes"],
+        read_s=row["read_ns"] // 1_000_000_000,
         studied=tuple(adapter for adapter, _ in studied),
         stale=_stale(row, studied),
     )
