@@ -10,8 +10,8 @@ over, and the old one ends with its last answer. An engine that has died is star
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from nightschool.errors import EngineError, NotFound
 from nightschool.gguf import open_gguf
 from nightschool.hub import Base
 from nightschool.server.models import Target
+from nightschool.server.problems import ApiError
 from nightschool.settings import ServeSettings
 
 MAX_BASES = 2  # held in memory at once; the one that was not asked for longest goes
@@ -192,12 +193,12 @@ class Engines:
             served.users -= 1
             served.used_at = time.monotonic()
 
-    async def engine(self, target: Target) -> Engine:
+    async def engine(self, target: Target, *, embedding: bool = False) -> Engine:
         """The engine itself, the target's adapters loaded, for code that runs in a thread and asks by itself.
 
         Such code should run inside `with engines.chatting`.
         """
-        served = self._find(target.base, embedding=False)
+        served = self._find(target.base, embedding=embedding)
         served.used_at = time.monotonic()
         return await served.make_ready(_wanted(target))
 
@@ -234,6 +235,11 @@ class Engines:
 
     # Asking --------------------------------------------------------------------------------------
 
+    async def has_broken(self, lease: Lease) -> None:
+        """Note that a connection broke, and wait a moment for the end of the process that it led to."""
+        self.restarts += 1
+        await asyncio.to_thread(lease.process.has_died, 1)
+
     async def request(
         self, target: Target, path: str, body: Mapping[str, Any], *, embedding: bool = False
     ) -> dict[str, Any]:
@@ -242,37 +248,63 @@ class Engines:
             async with self.lease(target, embedding=embedding) as lease:
                 try:
                     response = await lease.client.send(lease.build(path, body, target.scales))
+                    return answer_of(response)
                 except httpx.TransportError as error:
+                    await self.has_broken(lease)
                     if last_try:
                         raise broken(lease.process) from error
-                    self.restarts += 1
-                    await asyncio.to_thread(lease.process.has_died, 1)
-                    continue
-                return answer_of(response)
         raise AssertionError
 
     async def events(
         self, target: Target, path: str, body: Mapping[str, Any]
     ) -> AsyncIterator[dict[str, Any]]:
-        """The server-sent events of an answer; closing the iterator stops llama.cpp too."""
-        async with self.lease(target) as lease:
-            request = lease.build(path, {**body, "stream": True}, target.scales)
-            try:
-                response = await lease.client.send(request, stream=True)
+        """The server-sent events of an answer; closing the iterator (`aclosing`) stops llama.cpp too.
+
+        An engine that dies before the first event is asked once more.
+        """
+        for last_try in (False, True):
+            async with self.lease(target) as lease:
+                request = lease.build(path, {**body, "stream": True}, target.scales)
+                begun = False
                 try:
-                    if response.is_error:
-                        await response.aread()
-                        answer_of(response)
-                    async for line in response.aiter_lines():
-                        if line.startswith("data: ") and line != "data: [DONE]":
-                            event = json.loads(line[6:])
-                            if "error" in event:
-                                raise refusal(event["error"], status=500)
+                    async with aclosing(_events(lease.client, request)) as events:
+                        async for event in events:
+                            begun = True
                             yield event
-                finally:
-                    await response.aclose()
-            except httpx.TransportError as error:
-                raise broken(lease.process) from error
+                    return
+                except httpx.TransportError as error:
+                    await self.has_broken(lease)
+                    if last_try or begun:
+                        raise broken(lease.process) from error
+
+
+async def _events(client: httpx.AsyncClient, request: httpx.Request) -> AsyncGenerator[dict[str, Any]]:
+    response = await client.send(request, stream=True)
+    try:
+        if response.is_error:
+            await response.aread()
+            answer_of(response)
+        ended = False
+        async for line in _lines(response.aiter_raw()):
+            ended = ended or line == b"data: [DONE]"
+            if line.startswith(b"data: {"):
+                event = json.loads(line[6:])
+                if "error" in event:
+                    raise refusal(event["error"], status=500)
+                yield event
+        if not ended:
+            raise httpx.RemoteProtocolError("the stream ended before its end mark")
+    finally:
+        await response.aclose()
+
+
+async def _lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Only \\n ends a line, since U+2028 may stand in an answer."""
+    rest = b""
+    async for piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            yield line
 
 
 def _wanted(target: Target) -> dict[str, tuple[Path, Stamp]]:
@@ -306,14 +338,21 @@ def answer_of(response: httpx.Response) -> dict[str, Any]:
     raise refusal(body.get("error", {}) if isinstance(body, dict) else {}, status=response.status_code)
 
 
-def refusal(error: Mapping[str, Any], *, status: int) -> Exception:
-    from nightschool.server.problems import ApiError
-
-    message = str(error.get("message", f"the engine answered with status {status}"))
+def refusal(error: Mapping[str, Any], *, status: int) -> ApiError:
+    """llama.cpp's error as ours. What it calls its own failure (a template that refuses the messages, say)
+    is the request's, for the engine lives on."""
+    message = str(error.get("message", f"The engine answered with status {status}."))
     if error.get("type") == "exceed_context_size_error":
-        return ApiError(400, message, code="context_length_exceeded")
-    return ApiError(status, message)
+        return ApiError(
+            400,
+            f"This needs {error['n_prompt_tokens']:,} tokens and the model's context holds "
+            f"{error['n_ctx']:,}: shorten it.",
+            param="messages",
+            code="context_length_exceeded",
+        )
+    return ApiError(503 if status == 503 else 400, message)
 
 
 def broken(process: EngineProcess) -> EngineError:
+    """What to say when an answer broke off."""
     return EngineError("The engine stopped before the answer was complete. Ask again.")
