@@ -27,7 +27,10 @@ class Notice:
 
 @dataclass(frozen=True)
 class TrainStep:
-    """One optimiser step: mean loss in nats over its target tokens, the share of them predicted first."""
+    """One optimiser step: mean loss in nats over its target tokens, the share of them predicted first.
+
+    `ends_epoch` is the number of the epoch that it ends, 0 in the midst of one.
+    """
 
     step: int
     total: int
@@ -37,6 +40,7 @@ class TrainStep:
     accuracy: float = 0.0
     lr: float = 0.0
     tokens: int = 0
+    ends_epoch: int = 0
 
 
 @dataclass(frozen=True)

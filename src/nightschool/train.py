@@ -12,7 +12,7 @@ import math
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -122,6 +122,12 @@ class Steps:
                 start, stop = self.starts[int(epoch)], self.starts[int(epoch) + 1]
                 yield max(1, start + round((stop - start) * part))
 
+    def ends_epoch(self, done: int) -> int:
+        """The number of the epoch that has ended after so many steps; 0 in the midst of one."""
+        if done == self.total:
+            return len(self.starts) - 1
+        return self.starts.index(done) if done in self.starts else 0
+
     def _plan(self, epoch: int) -> list[list[int]]:
         """Which lessons each piece of an epoch holds."""
         return plan(self.lengths, batch_tokens=self.piece_tokens, seed=self.settings.seed, epoch=epoch)
@@ -157,6 +163,7 @@ def train(
     checkpoint: Path | None = None,
     distil: float = 0.0,
     deadline: Deadline | None = None,
+    now: Callable[[], float] = time.monotonic,
 ) -> Iterator[Event]:
     """Train `lora` in place.
 
@@ -166,6 +173,7 @@ def train(
         rehearsal: lessons on which the model shall go on predicting what its base predicts.
         distil: what the divergence from the teacher's expectations counts, where lessons carry them.
         deadline: when to end whatever is left.
+        now: a clock for speeds, which may stand still while the work is held up.
         checkpoint: a file to save to now and then, and to go on from where it exists. Closing the generator
             between two events saves as well.
     Raises:
@@ -178,7 +186,7 @@ def train(
     if checkpoint and checkpoint.exists():
         optimiser.load(checkpoint)
     steps = Steps(lessons, settings, rehearsal)
-    clock = Clock(steps.total, optimiser.step)
+    clock = Clock(steps.total, now)
     watch, reason = optimiser.watch, ""
     saved_at, saved_step = time.monotonic(), optimiser.step
 
@@ -205,7 +213,7 @@ def train(
             lr = learning_rate(step, steps.total, settings) * share
             optimiser.update(lr)
             tokens = sum(len(piece.tokens) for piece in pieces)
-            yield clock.event(step, tokens, measure, lr)
+            yield replace(clock.event(step, tokens, measure, lr), ends_epoch=steps.ends_epoch(step + 1))
             yield from held_out()
             if checkpoint and time.monotonic() - saved_at > settings.checkpoint_s:
                 optimiser.save(checkpoint)
@@ -400,13 +408,13 @@ class AdamW:
 class Clock:
     """Speed and time left, averaged over the last steps."""
 
-    def __init__(self, total: int, done: int) -> None:
-        self.total, self.done = total, done
-        self.window: deque[tuple[float, int]] = deque([(time.monotonic(), 0)], maxlen=SPEED_WINDOW + 1)
+    def __init__(self, total: int, now: Callable[[], float]) -> None:
+        self.total, self.now = total, now
+        self.window: deque[tuple[float, int]] = deque([(now(), 0)], maxlen=SPEED_WINDOW + 1)
 
     def event(self, step: int, tokens: int, measure: Measure, lr: float) -> TrainStep:
         """The event of a step that has just ended."""
-        self.window.append((time.monotonic(), tokens))
+        self.window.append((self.now(), tokens))
         seconds = max(self.window[-1][0] - self.window[0][0], 1e-9)
         steps = len(self.window) - 1
         speed = sum(count for _, count in list(self.window)[1:]) / seconds
