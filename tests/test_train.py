@@ -1,5 +1,6 @@
 """The trainer: its gradients, its whole curve against PEFT + transformers, and going on after a stop."""
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -9,9 +10,9 @@ from tiny import write_tiny
 
 from nightschool import train as loop
 from nightschool.errors import FileFormatError, NightschoolError
-from nightschool.events import TrainStep, Validation
+from nightschool.events import Notice, TrainStep, Validation
 from nightschool.gguf import open_gguf
-from nightschool.lessons import Lesson, collate, pack
+from nightschool.lessons import Expected, Lesson, collate, pack
 from nightschool.lora import Lora, choose
 from nightschool.model import Model
 from nightschool.settings import TrainSettings
@@ -233,6 +234,104 @@ def test_held_out_lessons_are_measured_after_each_epoch(tmp_path):
     assert [event.step for event in measured] == [2, 4, 6]
     exact = loop.evaluate(model, lora.pairs, valid, settings)
     assert measured[-1].loss == pytest.approx(exact.loss / exact.targets)
+
+
+def expecting(lessons, *, top=5, seed=3):
+    """The lessons with made-up expectations; those of every second one are void."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for number, lesson in enumerate(lessons):
+        lesson.targets[0] = False
+        count = int(lesson.targets.sum())
+        tokens = np.stack([rng.permutation(250)[:top] for _ in range(count)]).astype(np.int32)
+        logs = np.log(rng.dirichlet(np.ones(top + 1), count)[:, :top]).astype(np.float16)
+        logs[number % 2 :: 2] = -np.inf
+        made.append(replace(lesson, expected=Expected(tokens, logs)))
+    return made
+
+
+def test_a_teachers_expectations_pull_with_the_gradient_of_their_divergence(tmp_path):
+    lessons = expecting(random_lessons((30, 20, 25)))
+    lessons[2] = replace(lessons[2], expected=None)
+    path = write_tiny(tmp_path / "t.gguf", "llama")
+    model, lora, settings = setup(path, lessons, precision="fp64", noise=0.1)
+    piece = collate(lessons, [0, 1, 2])
+    measure = loop.accumulate(model, lora, [piece], settings, 0, distil=0.7)
+    pairs = {
+        name: [(a.detach().requires_grad_(), b.detach().requires_grad_(), scale)]
+        for name, ((a, b, scale),) in lora.pairs.items()
+    }
+    places, labels = loop._labels(piece, model)
+    logs = model.logits(model.read(piece, pairs)[places]).log_softmax(-1)
+    top = torch.from_numpy(piece.expected.tokens).long()
+    wanted = torch.from_numpy(piece.expected.logs).double().exp()
+    said = wanted.sum(-1) > 0
+    assert 0 < said.sum() < len(said)
+    teacher = torch.cat([wanted, 1 - wanted.sum(-1, keepdim=True)], -1)[said]
+    others = 1 - logs.exp().gather(1, top).sum(-1, keepdim=True)
+    student = torch.cat([logs.gather(1, top), others.log()], -1)[said]
+    apart = torch.nn.functional.kl_div(student, teacher, reduction="sum")
+    plain = torch.nn.functional.nll_loss(logs, labels, reduction="sum")
+    ((plain + 0.7 * apart) / len(places)).backward()
+    assert measure.loss == pytest.approx(float(plain.detach()) / len(places))
+    for name, ((a, b, _),) in pairs.items():
+        torch.testing.assert_close(lora.pairs[name][0][0].grad, a.grad)
+        torch.testing.assert_close(lora.pairs[name][0][1].grad, b.grad)
+
+
+def overfitting(path, tmp_path=None, **changes):
+    """A run whose held-out lessons soon get worse: model, adapter, settings, lessons, held-out lessons."""
+    lessons, valid = random_lessons([20] * 8), random_lessons([20] * 3, seed=9)
+    arguments = {"epochs": 12, "batch_tokens": 80, "lr": 0.05, "measure_epochs": 0.5, "patience": 3}
+    return *setup(path, lessons, **(arguments | changes)), lessons, valid
+
+
+def test_training_stops_where_held_out_lessons_get_no_better_and_keeps_the_best(tmp_path):
+    path = write_tiny(tmp_path / "t.gguf", "llama")
+    model, lora, settings, lessons, valid = overfitting(path)
+    events = list(loop.train(model, lora, lessons, settings, valid=valid))
+    measured = [event for event in events if isinstance(event, Validation)]
+    best = min(measured, key=lambda event: event.loss)
+    assert measured.index(best) == len(measured) - 1 - 3
+    assert measured[1].step - measured[0].step == 1  # twice an epoch of two steps
+    assert steps_of(events)[-1].step < steps_of(events)[-1].total
+    exact = loop.evaluate(model, lora.pairs, valid, settings)
+    assert exact.loss / exact.targets == pytest.approx(best.loss)
+    assert f"after step {best.step}" in [event for event in events if isinstance(event, Notice)][-1].text
+
+
+@pytest.mark.parametrize("stop", range(1, 20, 3))
+def test_a_run_stopped_anywhere_keeps_the_same_best_state(tmp_path, stop):
+    path, checkpoint = write_tiny(tmp_path / "t.gguf", "llama"), tmp_path / "c.safetensors"
+    model, whole, settings, lessons, valid = overfitting(path)
+    everything = len(list(loop.train(model, whole, lessons, settings, valid=valid)))
+    assert everything > stop
+    model, half, settings, *_ = overfitting(path)
+    events = loop.train(model, half, lessons, settings, valid=valid, checkpoint=checkpoint)
+    for _ in range(stop):
+        next(events)
+    events.close()
+    model, rest, settings, *_ = overfitting(path)
+    list(loop.train(model, rest, lessons, settings, valid=valid, checkpoint=checkpoint))
+    assert torch.equal(rest.flat, whole.flat)
+
+
+def test_training_ends_in_time_and_one_with_time_to_spare_is_the_same_as_without_a_limit(tmp_path):
+    path = write_tiny(tmp_path / "t.gguf", "llama")
+    model, free, settings, lessons, _ = overfitting(path, patience=0)
+    list(loop.train(model, free, lessons, settings))
+    model, ample, settings, *_ = overfitting(path, patience=0)
+    now = time.monotonic()
+    list(loop.train(model, ample, lessons, settings, deadline=loop.Deadline(now + 900, now + 1000)))
+    assert torch.equal(free.flat, ample.flat)
+    model, short, settings, *_ = overfitting(path, patience=0, epochs=1000)
+    now = time.monotonic()
+    deadline = loop.Deadline(now + 0.5, now + 1.0)
+    events = list(loop.train(model, short, lessons, settings, deadline=deadline))
+    assert 1.0 <= time.monotonic() - now < 3.0
+    assert "the time is up" in events[-1].text
+    rates = [event.lr for event in steps_of(events)]
+    assert rates[-1] < 0.2 * max(rates)
 
 
 def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path):

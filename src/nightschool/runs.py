@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 
 from nightschool import memory
-from nightschool.adapters import Adapter, check_name, find_adapter, save_adapter
+from nightschool.adapters import Adapter, check_name, find_adapter, load_weights, save_adapter
 from nightschool.datasets import load_dataset
 from nightschool.decoders import Config, read_config, trainable_shapes
+from nightschool.distil import with_expected
 from nightschool.engine import Engine
 from nightschool.errors import DataError, FileFormatError, NightschoolError, NotFound
 from nightschool.events import Event, Notice, TrainStep, Validation
@@ -38,14 +39,18 @@ from nightschool.precision import load_model
 from nightschool.receipt import Meter
 from nightschool.recipes import RECIPES
 from nightschool.settings import TrainSettings, as_dict, from_dict
-from nightschool.train import check_device, keep_freed_memory, resolve, train
+from nightschool.train import Deadline, check_device, keep_freed_memory, resolve, train
 
 DEFAULT_MAX_TOKENS = 1024
 
 
 @dataclass(frozen=True)
 class Order:
-    """What a person asks for: examples on a base make an adapter of a name."""
+    """What a person asks for: examples on a base make an adapter of a name.
+
+    `expected` is a file of distil's, which counts by the weight `distil`. `start` is an adapter to go on
+    from.
+    """
 
     base: str
     data: tuple[Path, ...]
@@ -56,6 +61,17 @@ class Order:
     columns: dict[str, str] | None = None
     valid: Path | None = None
     rehearsal: Path | None = None
+    expected: Path | None = None
+    distil: float = 0.0
+    start: str | None = None
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """Every file that decides the result, beside the base and the data."""
+        named = {"valid": self.valid, "rehearsal": self.rehearsal, "expected": self.expected}
+        if self.start:
+            named["start"] = find_adapter(self.start).gguf
+        return {name: path for name, path in named.items() if path}
 
 
 class Run:
@@ -147,11 +163,12 @@ def _read_state(folder: Path) -> dict[str, Any] | None:
 
 
 def _identity(order: Order) -> str:
-    files = [*order.data, *(path for path in (order.valid, order.rehearsal) if path)]
+    apart = {"base", "data", "valid", "rehearsal", "expected"}
     parts = {
         "base": base_hash(find_base(order.base).path),
-        "files": [_file_hash(path) for path in files],
-        "order": {k: v for k, v in asdict(order).items() if k not in ("base", "data", "valid", "rehearsal")},
+        "files": [_file_hash(path) for path in order.data],
+        "beside": {name: _file_hash(path) for name, path in order.files.items()},
+        "order": {k: v for k, v in asdict(order).items() if k not in apart},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
@@ -164,7 +181,7 @@ def _file_hash(path: Path) -> str:
         raise NotFound(f"There is no readable file {str(path)!r}.") from error
 
 
-def carry_out(order: Order, run: Run) -> Generator[Event, None, Adapter]:
+def carry_out(order: Order, run: Run, *, deadline: Deadline | None = None) -> Generator[Event, None, Adapter]:
     """Do a run to its end; the value is the saved adapter. Closing it between two events saves."""
     meter = Meter()
     check_device(order.settings)
@@ -186,9 +203,23 @@ def carry_out(order: Order, run: Run) -> Generator[Event, None, Adapter]:
     model = yield from load_model(file, lessons, settings, ctx=ctx)
     settings = replace(settings, precision=model.precision)
     run.note(settings=as_dict(settings), status="training", lessons=len(lessons))
+    if order.expected:
+        lessons = with_expected(lessons, order.expected)
     assert settings.rank and settings.alpha
     lora = Lora(shapes, rank=settings.rank, alpha=settings.alpha, seed=settings.seed, device=settings.device)
-    steps = train(model, lora, lessons, settings, valid=valid, rehearsal=rehearsal, checkpoint=run.checkpoint)
+    if order.start:
+        lora.load(load_weights(find_adapter(order.start).gguf).weights)
+    steps = train(
+        model,
+        lora,
+        lessons,
+        settings,
+        valid=valid,
+        rehearsal=rehearsal,
+        checkpoint=run.checkpoint,
+        distil=order.distil,
+        deadline=deadline,
+    )
     yield from _logged(steps, run)
     adapter = save_adapter(
         order.name,
@@ -248,6 +279,7 @@ def _prepared(
     if not lessons:
         raise DataError(f"{order.data[0]} gives nothing to learn: no lesson has a target token.")
     kinds = (lessons, made["valid"].lessons, made["rehearsal"].lessons)
+    run.note(cut=made["train"].truncated, left_out=made["train"].dropped)
     _save_lessons(run.lessons, kinds, ctx)
     return *kinds, ctx
 
@@ -297,10 +329,14 @@ def _described(settings: TrainSettings, lessons: Sequence[Lesson], need: memory.
 
 
 def _logged(events: Iterator[Event], run: Run) -> Iterator[Event]:
-    """Pass events on and write the steps to the run's log."""
+    """Pass events on, write the steps to the run's log, and keep what the training says of its end."""
+    remarks: list[str] = []
     with (run.folder / "log.jsonl").open("a", encoding="utf-8") as log:
         last = time.monotonic()
         for event in events:
+            if isinstance(event, Notice):
+                remarks.append(event.text)
+                run.note(remarks=remarks)
             if isinstance(event, (TrainStep, Validation)):
                 now = time.monotonic()
                 log.write(json.dumps(asdict(event) | {"seconds": round(now - last, 4)}) + "\n")
@@ -321,8 +357,13 @@ def _card(order: Order, run: Run, settings: TrainSettings, lessons: Sequence[Les
         "recipe": order.recipe,
         "settings": as_dict(settings),
         "lessons": len(lessons),
+        "lessons_cut": run.state.get("cut", 0),
+        "examples_left_out": run.state.get("left_out", 0),
         "training": {
             "steps": max((line["step"] for line in steps), default=0),
+            "steps_planned": steps[-1]["total"] if steps else 0,
+            "kept_step": _kept_step(log, settings),
+            "remarks": run.state.get("remarks", []),
             "tokens": tokens,
             "seconds": round(seconds, 2),
             "tokens_per_s": round(tokens / max(seconds, 1e-9), 1),
@@ -331,3 +372,11 @@ def _card(order: Order, run: Run, settings: TrainSettings, lessons: Sequence[Les
             "validation": [line for line in log if "lr" not in line],
         },
     }
+
+
+def _kept_step(log: Sequence[dict[str, Any]], settings: TrainSettings) -> int:
+    """After which step the adapter was as it was saved: the last one, or where held-out lessons were best."""
+    measured = [line for line in log if "lr" not in line]
+    if settings.patience and measured:
+        return int(min(measured, key=lambda line: (line["loss"], line["step"]))["step"])
+    return max((line["step"] for line in log), default=0)
