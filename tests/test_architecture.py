@@ -16,7 +16,7 @@ ROWS = {
     "words: know nothing": "errors paths events settings recipes receipt statements wordings",
     "files and rows": (
         "gguf decoders memory store chunks rich_documents documents library datasets download hub "
-        "peft adapters tuned"
+        "peft adapters tuned jobs uploads"
     ),
     "processes and tensors": (
         "grammar _engine_child _engine_process engine vectors index quants ops attention shapes "

@@ -15,13 +15,14 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from nightschool.errors import DataError, FileFormatError, NotFound
 
 FORMATS = ("chat", "alpaca", "sharegpt", "pairs", "text")
 SHOWN = 20  # problems listed before the rest is only counted
 LINE_LIMIT = 16 * 2**20  # bytes of one JSON line; longer ones are a file in the wrong format
+LINES_LIMIT = 1_000_000  # examples in a file that comes over the network
 PIECE_LIMIT = 8_000  # characters of one piece of a plain text
 DOCUMENT = "document"  # the role of a piece of plain text, all of which is learned
 
@@ -102,6 +103,53 @@ def load_dataset(
         format = format or "pairs"
     format = format or recognise(records, path)
     return parse_all(records, PARSERS[format], path)
+
+
+def check_lines(file: BinaryIO, name: str) -> int:
+    """Read JSON lines of OpenAI's form one at a time and keep none; how many examples there are.
+
+    Raises DataError with all that cannot be used; memory does not grow with the file.
+    """
+    problems, count, number = [], 0, 0
+    while line := file.readline(LINE_LIMIT + 1):
+        number += 1
+        if len(line) > LINE_LIMIT:
+            problems.append(
+                f"line {number}: is longer than {LINE_LIMIT // 2**20} MB; no further line was read"
+            )
+            break
+        if not line.strip(b" \t\r\n\xef\xbb\xbf"):
+            continue
+        count += 1
+        if count > LINES_LIMIT:
+            problems.append(
+                f"line {number}: is one more than the {LINES_LIMIT:,} examples that a file may hold"
+            )
+            break
+        problem = line_problem(number, line)
+        problems += [f"line {number}: {problem}"] if problem and len(problems) < LINES_LIMIT // 10 else []
+    if problems:
+        raise report(Path(name), problems, total=count)
+    if not count:
+        raise DataError(f"{name} holds no examples.")
+    return count
+
+
+def line_problem(number: int, line: bytes) -> str | None:
+    """Why a line of JSON is no example in OpenAI's form; None where it is one."""
+    try:
+        record = json_line(number, line.decode("utf-8"))
+    except UnicodeDecodeError:
+        return "is not UTF-8; save the file as UTF-8"
+    if record.problem:
+        return record.problem
+    if not isinstance(record.fields, dict):
+        return "is not a JSON object"
+    try:
+        checked(parse_chat(record.fields))
+    except BadExample as error:
+        return str(error)
+    return None
 
 
 def parse_columns(text: str) -> dict[str, str]:

@@ -10,6 +10,7 @@ NightschoolError         caught at the edges: the CLI prints it as one line
 ├── NotEnoughMemory      a plan that does not fit into the free memory of this machine
 ├── EngineError          llama.cpp could not be started, died, or refused a request
 │   └── ContextFull      a conversation that is longer than the engine's context
+├── JobState             a job is not in a state for what is asked of it
 ├── StoreError           the database of this home is damaged, too new, or held by another command
 └── DownloadError        a pull that failed: unreachable, refused, or the bytes do not match
 """
@@ -53,6 +54,10 @@ class EngineError(NightschoolError):
 
 class ContextFull(EngineError):
     """A request needs more tokens than the engine's context holds."""
+
+
+class JobState(NightschoolError):
+    """A job is not in a state for what is asked of it."""
 
 
 class DownloadError(NightschoolError):
