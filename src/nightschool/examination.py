@@ -13,15 +13,16 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any
 
-from nightschool.adapters import Stack, stack_paths
+from nightschool.adapters import Stack, find_adapter, stack_paths
 from nightschool.answer import Memory, can_read, quote
 from nightschool.check import DECLINED, contains
 from nightschool.engine import Engine
 from nightschool.evaluate import Result, sit_exam
 from nightschool.events import Event, Progress
-from nightschool.exam import Question, examine, is_right, normalise
+from nightschool.exam import Answer, Question, examine, is_right, normalise
 from nightschool.hub import find_base
 from nightschool.index import Index
+from nightschool.lessonbook import Answered, keep_exam
 from nightschool.rehearsal import PROMPTS
 
 ABSENT_QUESTIONS = 30
@@ -62,6 +63,8 @@ def examine_study(
 ) -> Generator[Event, None, Examined]:
     """All parts of the exam for a base with its candidate; the generator's value."""
     result = yield from sit_exam(stack, questions, before=True, general=general, slots=slots)
+    if stack.adapters:
+        keep_exam(index.db, find_adapter(stack.adapters[-1][0]), side_by_side(result, index))
     absent = absent_questions(questions, seed=seed)
     prompts = [Question(prompt, "-") for prompt in PROMPTS[:GENERAL_PROMPTS]]
     base = find_base(stack.base)
@@ -89,6 +92,26 @@ def examine_study(
         looked_up_before=looked_up_before,
         looked_up=looked_up,
     )
+
+
+def side_by_side(result: Result, index: Index) -> list[Answered]:
+    """Every question with both answers, and the source where its answer stands."""
+    bare: Sequence[Answer | None] = result.answers_before or [None] * len(result.answers)
+    found = []
+    for before, after in zip(bare, result.answers, strict=True):
+        hits = index.search(f"{after.question.question} {after.question.answer}", limit=1)
+        found.append(
+            Answered(
+                question=after.question.question,
+                expected=after.question.answer,
+                topic=hits[0].source if hits else None,
+                before=before.reply if before else None,
+                after=after.reply,
+                right_before=before.right if before else None,
+                right_after=after.right,
+            )
+        )
+    return found
 
 
 def look_up(

@@ -1,7 +1,8 @@
 """The rows of a study in the store: items written, studies under way, what adapters learned from.
 
 `lessons` keeps items as JSON, kind "kept" or "dropped" with its reason; they go with their source. `writer`
-is the hash of the base that wrote and checked them: another base writes its own.
+is the hash of the base that wrote and checked them: another base writes its own. What was asked and said in
+an exam is kept by the run that made the adapter, and goes with the first of its sources that goes.
 """
 
 import json
@@ -13,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from nightschool.adapters import Adapter, list_adapters
 from nightschool.check import Item, Verdict
 from nightschool.errors import NotFound
 from nightschool.paths import home, runs_dir
@@ -38,6 +40,19 @@ class Chunk:
     id: int
     source_id: int
     text: str
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A question of an exam and what was said, before the study and after; `topic` is a source's label."""
+
+    question: str
+    expected: str
+    topic: str | None
+    before: str | None
+    after: str
+    right_before: bool | None
+    right_after: bool
 
 
 @dataclass(frozen=True)
@@ -219,6 +234,42 @@ class Lessonbook:
                 "insert or replace into rehearsals (base_hash, number, prompt, said) values (?, ?, ?, ?)",
                 [(self.base_hash, number, prompt, text) for number, (prompt, text) in said],
             )
+
+
+# Exams
+
+
+def keep_exam(db: Database, adapter: Adapter, answers: Sequence[Answered]) -> None:
+    """Keep an adapter's exam in place of an earlier one; exams of adapters that are gone are removed."""
+    run = adapter.card.get("run")
+    if not isinstance(run, str):
+        return
+    runs = json.dumps([run, *(str(each.card.get("run")) for each in list_adapters())])
+    with transaction(db):
+        for table in ("exams", "exam_answers"):
+            db.execute(
+                f"delete from {table} where run = ? or run not in (select value from json_each(?))",
+                (run, runs),
+            )
+        db.execute(
+            "insert into exams (run, source_id) select ?, source_id from learned where adapter = ?",
+            (run, adapter.name),
+        )
+        db.executemany(
+            "insert into exam_answers (run, number, body) values (?, ?, ?)",
+            [
+                (run, number, json.dumps(asdict(answer), ensure_ascii=False))
+                for number, answer in enumerate(answers)
+            ],
+        )
+
+
+def read_exam(db: Database, adapter: Adapter) -> list[Answered]:
+    """The exam of an adapter; nothing where none was kept, or one of its sources is forgotten."""
+    rows = db.execute(
+        "select body from exam_answers where run = ? order by number", (adapter.card.get("run"),)
+    )
+    return [Answered(**json.loads(row["body"])) for row in rows]
 
 
 def state_of(row: Row) -> State:

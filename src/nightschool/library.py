@@ -240,6 +240,12 @@ def _write(
     """Write a source that is in no file of this machine."""
     now_ns = time.time_ns()
     hash = hashlib.sha256(data).hexdigest()
+    known = db.execute(
+        "select 1 from sources where name = ? and label = ? and hash = ? and collection = ?",
+        (key, label, hash, collection),
+    ).fetchone()
+    if known:  # writing it anew would undo what was made of it
+        return next(source for source in list_sources(db, collection) if source.name == key)
     row = (key, label, key, kind, document.title, hash, len(data), now_ns, now_ns)
     write_source(db, row, document, collection=collection)
     return next(source for source in list_sources(db, collection) if source.name == key)
