@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from nightschool import __version__
-from nightschool.server import chats, health, models
+from nightschool.server import chats, health, models, own
 from nightschool.server.problems import add_handlers
 from nightschool.server.state import State
 from nightschool.settings import ServeSettings
@@ -30,7 +30,7 @@ def create_app(settings: ServeSettings) -> FastAPI:
     # app.include_router(fine_tuning.router)
     # app.include_router(vector_stores.router)
     # app.include_router(ollama.router)
-    # app.include_router(own.router)
+    app.include_router(own.router)
     return app
 
 
@@ -41,4 +41,5 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
     finally:
         # await state.supervisor.close()
+        await state.searching.close()
         await state.engines.close()

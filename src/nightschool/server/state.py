@@ -1,14 +1,13 @@
 """What all requests share: the settings, the engines and whatever else lives as long as the server."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+import asyncio
+from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
 from nightschool.server.engines import Engines
+from nightschool.server.searching import Searching
 from nightschool.settings import ServeSettings
-
-if TYPE_CHECKING:
-    pass
 
 
 class State:
@@ -17,6 +16,9 @@ class State:
     def __init__(self, settings: ServeSettings) -> None:
         self.settings = settings
         self.engines = Engines(settings)
+        self.searching = Searching(self.engines)
+        self.merging = asyncio.Semaphore(1)  # held while adapters are merged: it takes memory
+        self.searching = Searching(self.engines)
         self.supervisor: Any = None  # runs jobs; set by the app where there is one
 
 

@@ -21,3 +21,11 @@
 
 Errors have OpenAI's body: {"error": {"message", "type", "param", "code"}}.
 """
+
+from fastapi import APIRouter
+
+from nightschool.server.own import adapters, jobs, machine, sources, study
+
+router = APIRouter(prefix="/v1/nightschool", tags=["nightschool"])
+for area in (machine, sources, study, jobs, adapters):
+    router.include_router(area.router)

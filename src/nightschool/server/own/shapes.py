@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-KIND = Literal["study", "fine_tuning"]
 STATE = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
 FORMAT = Literal["gguf", "peft", "modelfile", "merged"]
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -54,7 +53,7 @@ class Job(BaseModel):
     """A queued piece of long work."""
 
     id: str
-    kind: str = Field(description="study or fine_tuning")
+    kind: str = Field(description="study, rebuild or fine_tuning")
     name: str = Field(description="What its adapter will be called")
     model: str = Field(description="The base it learns on")
     state: STATE

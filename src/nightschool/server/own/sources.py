@@ -1,0 +1,230 @@
+"""What is remembered: listed, added to, asked, forgotten."""
+
+import asyncio
+import re
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from pathlib import PurePath
+from typing import Annotated, Any, cast
+
+from fastapi import APIRouter, Path, Query, Request
+from pydantic import ValidationError
+from starlette.datastructures import UploadFile
+
+from nightschool.answer import MAX_TOKENS, UNKNOWN, Answer, Memory, can_read, cited, closed_book, quote
+from nightschool.errors import FileFormatError, NotFound
+from nightschool.forget import adapters_of, forget
+from nightschool.library import Source, list_sources, remember_bytes, remember_text
+from nightschool.server.database import Store
+from nightschool.server.models import Target, resolve
+from nightschool.server.own import shapes
+from nightschool.server.own.study import cancel_studies, queue_again, rebuilding
+from nightschool.server.problems import ApiError, validation_error
+from nightschool.server.state import Here, State
+from nightschool.store import Database, open_store, purge
+
+MAX_FILES = 200  # of one request
+MAX_NAME = 200
+PURGE_TRIES, PURGE_WAIT_S = 20, 0.05
+BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": shapes.Note.model_json_schema()},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["files"],
+                    "properties": {
+                        "files": {"type": "array", "items": {"type": "string", "format": "binary"}}
+                    },
+                }
+            },
+        },
+    }
+}
+
+SourceId = Annotated[int, Path(ge=0, le=2**53)]
+
+router = APIRouter()
+
+
+@router.get("/sources")
+def sources(db: Store) -> shapes.Sources:
+    """List everything that is remembered."""
+    return shapes.Sources(sources=[shown(source) for source in list_sources(db)])
+
+
+def shown(source: Source) -> shapes.Source:
+    """A source without a word of where it lies."""
+    return shapes.Source(
+        id=source.id,
+        label=shown_label(source.label),
+        title=source.title,
+        kind=source.kind,  # type: ignore[arg-type]
+        chunks=source.chunks,
+        bytes=source.size_bytes,
+        remembered_at=source.read_s,
+        studied_by=list(source.studied),
+        stale=source.stale,
+    )
+
+
+def shown_label(label: str) -> str:
+    """A label; of a whole path, which stands where a short one was taken, the last two parts."""
+    path = PurePath(label)
+    return "/".join(path.parts[-2:]) if path.is_absolute() else label
+
+
+@router.get("/sources/{id}")
+def source(id: SourceId, db: Store) -> shapes.SourceText:
+    """Show what is known of a source."""
+    found = find_source(db, id)
+    rows = db.execute("select heading, text from chunks where source_id = ? order by position", (id,))
+    passages = [shapes.Passage(heading=row["heading"], text=row["text"]) for row in rows]
+    return shapes.SourceText(label=shown_label(found.label), passages=passages)
+
+
+def find_source(db: Database, id: int) -> Source:
+    """The remembered source of an id. Raises NotFound."""
+    found = next((source for source in list_sources(db) if source.id == id), None)
+    if found is None:
+        raise NotFound(f"There is no source {id}: it may have been forgotten meanwhile.")
+    return found
+
+
+# Remembering --------------------------------------------------------------------------------------
+
+
+@router.post("/sources", openapi_extra=BODY)
+async def remember(request: Request, here: Here) -> shapes.Remembered:
+    """Remember files (multipart, a part for each) or a note (JSON)."""
+    start_s = time.perf_counter()
+    if request.headers.get("content-type", "").startswith("multipart/"):
+        found = await asyncio.to_thread(_keep_files, await _files(request))
+    else:
+        found = await asyncio.to_thread(_keep_note, _note(await request.body()))
+    await here.searching.make_vectors()
+    found.seconds = round(time.perf_counter() - start_s, 4)
+    return found
+
+
+async def _files(request: Request) -> list[tuple[str, bytes]]:
+    """The files of a form, with names that are no paths of this machine."""
+    async with request.form(max_files=MAX_FILES, max_fields=MAX_FILES) as form:
+        parts = [part for _, part in form.multi_items() if isinstance(part, UploadFile)]
+        if not parts:
+            raise ApiError(400, "There is no file in this form.", param="files")
+        return [(clean_name(part.filename or "file"), await part.read()) for part in parts]
+
+
+def clean_name(name: str) -> str:
+    """A file's name with the folders it was sent with, and nothing that leads elsewhere."""
+    parts = [re.sub(r"[\x00-\x1f\x7f:]", "", part).strip() for part in re.split(r"[/\\]", name)]
+    return "/".join(part for part in parts if part not in ("", ".", ".."))[-MAX_NAME:] or "file"
+
+
+def _note(body: bytes) -> shapes.Note:
+    try:
+        return shapes.Note.model_validate_json(body)
+    except ValidationError as error:
+        raise validation_error(error.errors()) from error
+
+
+def _keep_files(files: list[tuple[str, bytes]]) -> shapes.Remembered:
+    return _keep({name: partial(remember_bytes, data=data, name=name) for name, data in files})
+
+
+def _keep_note(note: shapes.Note) -> shapes.Remembered:
+    name = note.name or ""
+    return _keep({name or "note": partial(remember_text, text=note.text, name=name)})
+
+
+def _keep(given: Mapping[str, Callable[[Database], Source]]) -> shapes.Remembered:
+    found = shapes.Remembered(remembered=[], failed=[], seconds=0.0)
+    with closing(open_store()) as db:
+        for name, keep in given.items():
+            try:
+                found.remembered.append(shown(keep(db)))
+            except FileFormatError as error:
+                found.failed.append(shapes.Failed(name=name, reason=str(error)))
+        purge(db)
+    return found
+
+
+# Forgetting ---------------------------------------------------------------------------------------
+
+
+@router.delete("/sources/{id}")
+async def forget_source(
+    id: SourceId,
+    here: Here,
+    rebuild: Annotated[bool, Query(description="Study anew what else the retired adapters knew")] = False,
+) -> shapes.Forgotten:
+    """Forget a source and all that was made of it; adapters that learned from it are retired at once."""
+    found = await asyncio.to_thread(_forget, here, id, rebuild)
+    return found
+
+
+def _forget(here: State, id: int, rebuild: bool) -> shapes.Forgotten:
+    with closing(open_store()) as db:
+        source = find_source(db, id)
+        stopped = cancel_studies(db, here, source)
+        again = rebuilding(db, adapters_of(db, [source]), without=id) if rebuild else []
+        forgotten = forget(db, [source])
+        purged = forgotten.purged or _purge(db)
+        queued = queue_again(db, here, [*again, *stopped])
+    names = [order.name for order in again]
+    return shapes.Forgotten(
+        forgotten=shown_label(source.label),
+        chunks=forgotten.chunks,
+        adapters_retired=[name for name in forgotten.retired if name not in names],
+        adapters_rebuilding=names,
+        jobs=[job.id for job in queued],
+        traces_left=not purged,
+    )
+
+
+def _purge(db: Database) -> bool:
+    """Once more, until nobody reads."""
+    for _ in range(PURGE_TRIES):
+        time.sleep(PURGE_WAIT_S)
+        if purge(db):
+            return True
+    return False
+
+
+# Asking -------------------------------------------------------------------------------------------
+
+
+@router.post("/ask")
+async def ask(question: shapes.Question, here: Here) -> shapes.Answer:
+    """Answer from what is remembered, with citations; or closed-book, from the weights alone."""
+    target = resolve(question.model or here.settings.model)
+    if question.closed_book:
+        async with here.engines.using(target) as engine:
+            answer = await asyncio.to_thread(closed_book, question.question, engine, stack=target.scales)
+    elif can_read(target.base):
+        answer = await _read_up(question.question, target, here)
+    else:
+        answer = await here.searching.on(lambda index: quote(question.question, index))
+    found = answer.as_json()
+    for citation in cast("list[dict[str, Any]]", found["citations"]):
+        citation["source"] = shown_label(citation["source"])
+    return shapes.Answer.model_validate(found)
+
+
+async def _read_up(question: str, target: Target, here: State) -> Answer:
+    """What the model says to a question and the passages that were found for it."""
+    start_s = time.perf_counter()
+    async with here.engines.using(target) as engine:
+        grounded = await here.searching.on(lambda index: Memory(index, engine).ground(question))
+        if not grounded.citations:
+            return Answer(UNKNOWN, known=False, seconds=time.perf_counter() - start_s)
+        said = await asyncio.to_thread(
+            engine.chat, grounded.messages, stack=target.scales, temperature=0.0, max_tokens=MAX_TOKENS
+        )
+    return replace(cited(said, grounded.citations), seconds=time.perf_counter() - start_s)

@@ -1,0 +1,245 @@
+"""Studies: what one would do now, and putting one into the queue.
+
+The spec of a job of kind "study" or "rebuild" is study.StudyOrder's fields and `restart`.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+
+from nightschool import jobs
+from nightschool.adapters import Adapter
+from nightschool.errors import NightschoolError, NotFound
+from nightschool.forget import card_sources
+from nightschool.hub import Base, base_hash, describe
+from nightschool.lessonbook import Lessonbook
+from nightschool.library import Source, list_sources
+from nightschool.promotion import NEXT, PREVIOUS, SWAP
+from nightschool.server.database import Store
+from nightschool.server.models import resolve
+from nightschool.server.own import shapes
+from nightschool.server.own.jobs import shown, wake
+from nightschool.server.problems import ApiError
+from nightschool.server.state import Here, State
+from nightschool.settings import StudySettings
+from nightschool.store import Database, get_note
+
+STOP_LIMIT_S, STOP_WAIT_S = 15.0, 0.05
+# Where no study on a base was ever finished: what ember's took (bench/RESULTS.md), by parameters.
+TOKENS_A_CHUNK = 2500
+WRITING_S = 1.5  # a chunk, by a base of EMBER_PARAMETERS
+TOKENS_A_SECOND = 3000.0  # trained
+EXAM_S = 30.0
+EMBER_PARAMETERS = 5.6e6
+WRITING_SHARE = 0.5  # of the time, at most (study.WRITING_SHARE)
+TRAINING_SHARE = 0.8
+
+router = APIRouter()
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """What a study on a base takes; `measured`: by an earlier one."""
+
+    tokens_a_chunk: float
+    writing_s: float  # a chunk
+    tokens_per_s: float
+    exam_s: float
+    measured: bool
+
+
+@router.get("/study/plan")
+def study_plan(
+    here: Here,
+    db: Store,
+    minutes: Annotated[float, Query(gt=0, le=7 * 24 * 60)] = StudySettings().minutes,
+    name: Annotated[str, Query(pattern=shapes.NAME)] = "notes",
+    base: Annotated[str, Query(max_length=200)] | None = None,
+) -> shapes.StudyPlan:
+    """Say what a study would do now, and about how long it would take."""
+    chosen = base_of(base, here)
+    book = Lessonbook(db, base_hash(chosen.path))
+    sources = book.sources(learned_by=name)
+    chunks, new = book.count_chunks(sources), len(book.unwritten(sources))
+    speeds = speeds_of(db, book, chosen)
+    budget_s = minutes * 60
+    written = min(new, max(1, int(budget_s * WRITING_SHARE / speeds.writing_s))) if new else 0
+    studied = chunks - new + written
+    tokens = round(studied * speeds.tokens_a_chunk)
+    left_s = max(0.0, budget_s - written * speeds.writing_s)
+    wanted = StudySettings().epochs
+    affordable = left_s * TRAINING_SHARE * speeds.tokens_per_s / tokens if tokens else wanted
+    epochs = min(wanted, affordable)
+    seconds = written * speeds.writing_s + tokens * epochs / speeds.tokens_per_s + speeds.exam_s
+    return shapes.StudyPlan(
+        sources=len(sources),
+        chunks=chunks,
+        new_chunks=new,
+        lesson_tokens=tokens,
+        minutes=minutes,
+        expected_minutes=round(min(seconds, budget_s) / 60, 1) if studied else 0.0,
+        epochs=round(epochs, 2),
+        waits=new - written,
+        measured=speeds.measured,
+        unfinished=book.unfinished(name) is not None,
+    )
+
+
+def base_of(name: str | None, here: State) -> Base:
+    """The base a request means: the server's own where it names none. Raises ApiError for a stack."""
+    target = resolve(name or here.settings.model)
+    if name and target.adapters:
+        raise ApiError(400, f"{name!r} is a stack: a study needs a base alone.", param="base")
+    return target.base
+
+
+def speeds_of(db: Database, book: Lessonbook, base: Base) -> Speeds:
+    """What earlier studies on a base took, or a guess from its size where there was none."""
+    size = describe(base).parameters / EMBER_PARAMETERS
+    guess = Speeds(TOKENS_A_CHUNK, WRITING_S * max(1.0, size), TOKENS_A_SECOND / size, EXAM_S * size, False)
+    known = get_note(db, f"tokens_per_s {book.base_hash}")
+    row = db.execute(
+        "select plan, figures from studies where base_hash = ? and stage = 'done'"
+        " and json_extract(figures, '$.lesson_tokens') is not null order by id desc",
+        (book.base_hash,),
+    ).fetchone()
+    if known is None or row is None:
+        return guess
+    figures, planned = json.loads(row["figures"]), json.loads(row["plan"])
+    chunks = book.count_chunks(book.sources_by_id(planned["sources"]))
+    written, writing_s = figures.get("chunks_written", 0), figures.get("writing_s", 0.0)
+    training_s = figures.get("training", {}).get("seconds", 0.0)
+    return Speeds(
+        tokens_a_chunk=figures["lesson_tokens"] / chunks if chunks else guess.tokens_a_chunk,
+        writing_s=max(1e-3, writing_s / written) if written else guess.writing_s,
+        tokens_per_s=float(known),
+        exam_s=max(1.0, figures.get("seconds", 0.0) - writing_s - training_s),
+        measured=True,
+    )
+
+
+# Into the queue -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A study to queue."""
+
+    name: str
+    model: str
+    spec: dict[str, Any]
+    kind: str = jobs.STUDY
+
+
+@router.post("/study")
+def study(order: shapes.StudyOrder, here: Here, db: Store) -> shapes.Job:
+    """Queue a study: lessons are written and checked, an adapter is trained, examined, and put to use."""
+    base = base_of(order.base, here)
+    if order.minutes is not None and order.until is not None:
+        raise ApiError(400, "Give `minutes` or `until`, not both.", param="until")
+    known = list_sources(db)
+    if not known:
+        raise NightschoolError("There is nothing to study yet: remember some notes first.")
+    now = datetime.now()
+    minutes = minutes_until(order.until, now) if order.until else order.minutes
+    spec = {
+        "sources": [] if order.sources is None else named(order.sources, known),
+        "settings": {} if minutes is None else {"minutes": minutes},
+        "restart": order.restart,
+    }
+    (job,) = queue_again(db, here, [Wanted(order.name, base.name, spec)])
+    return shown(db, job)
+
+
+def named(wanted: Sequence[int | str], known: Sequence[Source]) -> list[str]:
+    """Names of sources, by id or label. Raises ApiError 404 for one that is not there."""
+    found = []
+    for each in wanted:
+        match = next((source for source in known if each in (source.id, source.label)), None)
+        if match is None:
+            raise ApiError(404, f"There is no source {each!r}.", param="sources", code="not_found")
+        found.append(match.name)
+    if not found:
+        raise ApiError(400, "Name at least one source, or leave `sources` away for all.", param="sources")
+    return found
+
+
+def minutes_until(text: str, now: datetime) -> float:
+    """Minutes until the clock next shows HH:MM."""
+    hour, minute = (int(part) for part in text.split(":"))
+    then = now.replace(hour=hour, minute=minute, second=0, microsecond=0)
+    return round(((then if then > now else then + timedelta(days=1)) - now).total_seconds() / 60, 1)
+
+
+def queue_again(db: Database, here: State, wanted: Sequence[Wanted]) -> list[jobs.Job]:
+    """Queue studies, and have the supervisor look."""
+    queued = [jobs.add(db, each.kind, name=each.name, model=each.model, spec=each.spec) for each in wanted]
+    if queued:
+        wake(here)
+    return queued
+
+
+# When a source is forgotten -----------------------------------------------------------------------
+
+
+def cancel_studies(db: Database, here: State, source: Source) -> list[Wanted]:
+    """End the studies, queued or under way, that would learn from a source; as they would be without it.
+
+    Waits until the one under way has stopped: its files go with the source.
+    """
+    others = [each.name for each in list_sources(db) if each.id != source.id]
+    ended, again = [], []
+    for job in jobs.list_jobs(db):
+        names = job.spec.get("sources", [])
+        is_study = job.kind in (jobs.STUDY, jobs.REBUILD)
+        if not is_study or job.is_finished or (names and source.name not in names):
+            continue
+        jobs.ask(db, job.id, jobs.CANCEL)
+        ended.append(job.id)
+        left = [name for name in names if name != source.name]
+        if left or (not names and others):
+            spec = {**job.spec, "sources": left, "restart": True}
+            again.append(Wanted(job.name, job.model, spec, job.kind))
+    wake(here)
+    _wait_for(db, ended)
+    return again[::-1]  # they were listed newest first
+
+
+def _wait_for(db: Database, ids: Sequence[str]) -> None:
+    end = time.monotonic() + STOP_LIMIT_S
+    while any(not jobs.find(db, id).is_finished for id in ids):
+        if time.monotonic() > end:
+            raise ApiError(
+                409, "A study that learns from it does not stop: pause or cancel it, and try again."
+            )
+        time.sleep(STOP_WAIT_S)
+
+
+def rebuilding(db: Database, adapters: Sequence[Adapter], *, without: int) -> list[Wanted]:
+    """The studies that make these adapters anew without a source: of those that learned from others too."""
+    known = {source.id: source.name for source in list_sources(db)}
+    labels = {source.label: source.name for source in list_sources(db) if source.id != without}
+    wanted = []
+    for adapter in adapters:
+        if adapter.name.endswith((NEXT, PREVIOUS, SWAP)) or "study" not in adapter.card:
+            continue
+        rows = db.execute("select source_id from learned where adapter = ?", (adapter.name,))
+        left = [known[row["source_id"]] for row in rows if row["source_id"] in known.keys() - {without}]
+        left = left or [labels[name] for name in card_sources(adapter) if name in labels]
+        base = str(adapter.card.get("base", {}).get("name", ""))
+        if left and _is_here(base):
+            wanted.append(Wanted(adapter.name, base, {"sources": left, "restart": True}, jobs.REBUILD))
+    return wanted
+
+
+def _is_here(base: str) -> bool:
+    try:
+        resolve(base)
+    except (NotFound, ApiError):
+        return False
+    return True
