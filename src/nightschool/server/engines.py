@@ -10,8 +10,8 @@ over, and the old one ends with its last answer. An engine that has died is star
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,11 +76,14 @@ class Lease:
     slots: int
 
     def build(self, path: str, body: Mapping[str, Any], scales: Mapping[str, float]) -> httpx.Request:
-        """A POST of JSON that names every adapter; ValueError where the body cannot be JSON."""
+        """A POST of JSON that names every adapter."""
         if missing := [name for name in scales if name not in self.process.lora]:
             raise NotFound(f"The adapter {missing[0]!r} has been removed.")
         lora = [{"id": id, "scale": scales.get(name, 0.0)} for id, name in enumerate(self.process.lora)]
-        content = json.dumps({**body, "lora": lora}, allow_nan=False).encode()
+        try:
+            content = json.dumps({**body, "lora": lora}, allow_nan=False).encode()
+        except (ValueError, RecursionError) as error:
+            raise ApiError(400, "The request holds a number or a nesting that is not JSON.") from error
         headers = {**self.process.headers, "Content-Type": "application/json"}
         return self.client.build_request(
             "POST", self.process.address + path, content=content, headers=headers
@@ -149,11 +152,11 @@ class Served:
         else:
             self.engine.release(process)
 
-    def close(self) -> None:
-        if self.engine:
-            self.engine.close()
-        self.engine = None
-        self.loaded = {}
+    async def close(self) -> None:
+        async with self.changing:
+            engine, self.engine, self.loaded = self.engine, None, {}
+            if engine:
+                await asyncio.to_thread(engine.close)
 
 
 class Engines:
@@ -169,7 +172,7 @@ class Engines:
     async def close(self) -> None:
         """End every engine; answers under way break."""
         for served in list(self._served.values()):
-            await asyncio.to_thread(served.close)
+            await served.close()
         self._served.clear()
         await self._client.aclose()
 
@@ -179,35 +182,48 @@ class Engines:
 
         Raises NotFound, AdapterMismatch, EngineError and what else may be wrong with the files.
         """
+        with self._use(target.base, embedding=embedding) as served:
+            async with served.turns:
+                process = await self._ready(served, target)
+                try:
+                    yield Lease(process, self._client, served.settings.slots)
+                finally:
+                    await served.give_back(process)
+
+    @asynccontextmanager
+    async def using(self, target: Target) -> AsyncIterator[Engine]:
+        """The engine itself, the target's adapters loaded, for code that asks it by itself, in a thread."""
+        with self._use(target.base, embedding=False) as served:
+            yield await self._make_ready(served, _wanted(target))
+
+    async def engine(self, target: Target, *, embedding: bool = False) -> Engine:
+        """As `using`, for those who keep it; one for answers may end when other bases are talked to."""
         served = self._find(target.base, embedding=embedding)
+        served.used_at = time.monotonic()
+        return await self._make_ready(served, _wanted(target))
+
+    @contextmanager
+    def _use(self, base: Base, *, embedding: bool) -> Iterator[Served]:
+        """Count somebody who waits for an answer, so that training holds and the engine stays."""
+        served = self._find(base, embedding=embedding)
         served.users += 1
         try:
             with self.chatting:
-                async with served.turns:
-                    process = await self._ready(served, target)
-                    try:
-                        yield Lease(process, self._client, served.settings.slots)
-                    finally:
-                        await served.give_back(process)
+                yield served
         finally:
             served.users -= 1
             served.used_at = time.monotonic()
 
-    async def engine(self, target: Target, *, embedding: bool = False) -> Engine:
-        """The engine itself, the target's adapters loaded, for code that runs in a thread and asks by itself.
-
-        Such code should run inside `with engines.chatting`.
-        """
-        served = self._find(target.base, embedding=embedding)
-        served.used_at = time.monotonic()
-        return await served.make_ready(_wanted(target))
+    async def _make_ready(self, served: Served, wanted: Mapping[str, tuple[Path, Stamp]]) -> Engine:
+        if not served.has(wanted):
+            await self._make_room(served)
+        return await served.make_ready(wanted)
 
     async def _ready(self, served: Served, target: Target) -> EngineProcess:
         wanted = _wanted(target)
         while True:
             if not served.has(wanted):
-                await self._make_room(served)
-                await served.make_ready(wanted)
+                await self._make_ready(served, wanted)
             process = await served.borrow()
             if all(name in process.lora for name in wanted):
                 return process
@@ -227,11 +243,12 @@ class Engines:
 
     async def _make_room(self, newcomer: Served) -> None:
         """End the engine that was not used for longest where a new one would be too many."""
-        running = [each for each in self._served.values() if each.engine and each is not newcomer]
-        idle = sorted((each for each in running if not each.users), key=lambda each: each.used_at)
-        if newcomer.engine is None and len(running) >= MAX_BASES and idle:
-            async with idle[0].changing:
-                await asyncio.to_thread(idle[0].close)
+        if newcomer.settings.embedding:  # there is one, and it is small
+            return
+        talking = [each for each in self._served.values() if each.engine and not each.settings.embedding]
+        idle = sorted((each for each in talking if not each.users), key=lambda each: each.used_at)
+        if newcomer not in talking and len(talking) >= MAX_BASES and idle:
+            await idle[0].close()
 
     # Asking --------------------------------------------------------------------------------------
 
@@ -257,7 +274,7 @@ class Engines:
 
     async def events(
         self, target: Target, path: str, body: Mapping[str, Any]
-    ) -> AsyncIterator[dict[str, Any]]:
+    ) -> AsyncGenerator[dict[str, Any], None]:
         """The server-sent events of an answer; closing the iterator (`aclosing`) stops llama.cpp too.
 
         An engine that dies before the first event is asked once more.
@@ -278,7 +295,7 @@ class Engines:
                         raise broken(lease.process) from error
 
 
-async def _events(client: httpx.AsyncClient, request: httpx.Request) -> AsyncGenerator[dict[str, Any]]:
+async def _events(client: httpx.AsyncClient, request: httpx.Request) -> AsyncGenerator[dict[str, Any], None]:
     response = await client.send(request, stream=True)
     try:
         if response.is_error:

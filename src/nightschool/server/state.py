@@ -18,7 +18,6 @@ class State:
         self.engines = Engines(settings)
         self.searching = Searching(self.engines)
         self.merging = asyncio.Semaphore(1)  # held while adapters are merged: it takes memory
-        self.searching = Searching(self.engines)
         self.supervisor: Any = None  # runs jobs; set by the app where there is one
 
 

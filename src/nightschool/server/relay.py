@@ -1,0 +1,179 @@
+"""Answers that take their time: whole or as server-sent events, ended when the client goes away.
+
+`relay` hands on llama.cpp's own answer, event by event and nearly byte by byte; only the model's name, which
+for llama.cpp is a path, becomes the one that the client used. `Answer` is for answers that are made here.
+
+A failure before the first byte is an error with its status; one after it is an event {"error": …}, which
+clients raise as they do the former, and there is no [DONE].
+"""
+
+import asyncio
+import json
+import logging
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any
+
+import httpx
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from nightschool.errors import NightschoolError
+from nightschool.server.engines import Engines, Lease, answer_of, broken
+from nightschool.server.models import Target
+from nightschool.server.problems import ApiError, as_api_error, error_body, error_response
+
+log = logging.getLogger("nightschool.server")
+
+DONE = b"data: [DONE]\n\n"
+EVENT_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # a proxy in between should not gather events
+]
+# In JSON text a quote inside a string is escaped: what matches is a key and never what somebody said.
+MODEL = re.compile(rb'"model":"(?:[^"\\]|\\.)*"')
+
+
+class Out:
+    """Where an answer is written to: one JSON object, or events."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._asgi = scope, receive, send
+        self._send = send
+        self.has_begun = False
+
+    async def json(self, body: Mapping[str, Any]) -> None:
+        """The whole answer."""
+        await self.respond(JSONResponse(body))
+
+    async def respond(self, response: Response) -> None:
+        self.has_begun = True
+        await response(*self._asgi)
+
+    async def write(self, piece: bytes) -> None:
+        """Bytes of an event stream, which begins with the first of them."""
+        if not self.has_begun:
+            self.has_begun = True
+            await self._send({"type": "http.response.start", "status": 200, "headers": EVENT_HEADERS})
+        await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+
+    async def event(self, body: Mapping[str, Any]) -> None:
+        """One event."""
+        await self.write(event(body))
+
+    async def end(self) -> None:
+        """The end of an event stream."""
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def fail(self, error: ApiError) -> None:
+        """Say what went wrong, in the form that is still possible."""
+        details = {"param": error.param, "code": error.code}
+        if self.has_begun:
+            await self.event(error_body(error.status, error.message, **details))
+            await self.end()
+        else:
+            await self.respond(error_response(error.status, error.message, **details))
+
+
+Work = Callable[[Out], Awaitable[None]]
+
+
+class Answer(Response):
+    """A response that `work` writes; when the client goes away first, `work` is cancelled."""
+
+    def __init__(self, work: Work) -> None:
+        super().__init__()
+        self._work = work
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        out = Out(scope, receive, send)
+        working = asyncio.ensure_future(self._run(out))
+        leaving = asyncio.ensure_future(_client_has_gone(receive))
+        try:
+            await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            leaving.cancel()
+            working.cancel()
+            await asyncio.gather(working, leaving, return_exceptions=True)
+        if not working.cancelled() and (error := working.exception()):
+            raise error
+
+    async def _run(self, out: Out) -> None:
+        try:
+            await self._work(out)
+        except ApiError as error:
+            await out.fail(error)
+        except NightschoolError as error:
+            await out.fail(as_api_error(error))
+        except Exception as error:
+            if not out.has_begun:
+                raise  # to the handler that all routes share
+            log.error("an answer failed half-way", exc_info=error)
+            await out.fail(ApiError(500, "Something went wrong here; the server's log says what."))
+
+
+async def _client_has_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def event(body: Mapping[str, Any]) -> bytes:
+    """A server-sent event."""
+    return b"data: " + json.dumps(body, separators=(",", ":")).encode() + b"\n\n"
+
+
+# llama.cpp's own answers --------------------------------------------------------------------------
+
+
+def relay(engines: Engines, target: Target, path: str, body: Mapping[str, Any]) -> Answer:
+    """llama.cpp's answer to `body`, under the name that the client used."""
+
+    async def work(out: Out) -> None:
+        for last_try in (False, True):
+            async with engines.lease(target) as lease:
+                if await _hand_on(out, lease, lease.build(path, body, target.scales), last_try=last_try):
+                    return
+                await engines.has_broken(lease)
+
+    name = b'"model":' + json.dumps(target.name).encode().replace(b"\\", b"\\\\")
+
+    async def _hand_on(out: Out, lease: Lease, request: httpx.Request, *, last_try: bool) -> bool:
+        """False when the engine died before it said anything: then another may be asked."""
+        try:
+            response = await lease.client.send(request, stream=True)
+            try:
+                if response.headers.get("content-type", "").startswith("text/event-stream"):
+                    async for piece in whole_events(response.aiter_raw()):
+                        await out.write(MODEL.sub(name, piece))
+                    await out.end()
+                else:
+                    await response.aread()
+                    answer_of(response)
+                    await out.respond(_json(MODEL.sub(name, response.content)))
+            finally:
+                await response.aclose()
+        except httpx.TransportError as error:
+            if last_try or out.has_begun:
+                raise broken(lease.process) from error
+            return False
+        return True
+
+    return Answer(work)
+
+
+def _json(content: bytes) -> Response:
+    return Response(content, media_type="application/json")
+
+
+async def whole_events(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The same bytes, cut between events: what has come is never held back for longer than that."""
+    rest = b""
+    async for piece in pieces:
+        rest += piece
+        cut = rest.rfind(b"\n\n") + 2
+        if cut > 1:
+            yield rest[:cut]
+            rest = rest[cut:]
+    if rest:
+        yield rest
