@@ -11,10 +11,11 @@ its run again. The adapter's bytes do not depend on how often the run was interr
 
 import hashlib
 import json
+import math
 import sys
 import time
 import zipfile
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
@@ -40,6 +41,7 @@ from nightschool.receipt import Meter
 from nightschool.recipes import RECIPES
 from nightschool.settings import TrainSettings, as_dict, from_dict
 from nightschool.train import Deadline, check_device, keep_freed_memory, resolve, train
+from nightschool.tuned import snapshot_name
 
 DEFAULT_MAX_TOKENS = 1024
 
@@ -49,7 +51,8 @@ class Order:
     """What a person asks for: examples on a base make an adapter of a name.
 
     `expected` is a file of distil's, which counts by the weight `distil`. `start` is an adapter to go on
-    from.
+    from. `batch` counts lessons in a step, where the settings leave the tokens open; `lr_multiplier` scales
+    the learning rate that is chosen.
     """
 
     base: str
@@ -64,6 +67,8 @@ class Order:
     expected: Path | None = None
     distil: float = 0.0
     start: str | None = None
+    batch: int | None = None
+    lr_multiplier: float = 1.0
 
     @property
     def files(self) -> dict[str, Path]:
@@ -181,8 +186,21 @@ def _file_hash(path: Path) -> str:
         raise NotFound(f"There is no readable file {str(path)!r}.") from error
 
 
-def carry_out(order: Order, run: Run, *, deadline: Deadline | None = None) -> Generator[Event, None, Adapter]:
-    """Do a run to its end; the value is the saved adapter. Closing it between two events saves."""
+def carry_out(
+    order: Order,
+    run: Run,
+    *,
+    deadline: Deadline | None = None,
+    snapshots: int = 0,
+    now: Callable[[], float] = time.monotonic,
+) -> Generator[Event, None, Adapter]:
+    """Do a run to its end; the value is the saved adapter. Closing it between two events saves.
+
+    Args:
+        deadline: when to end whatever is left.
+        snapshots: of the last so many epochs, the adapter is kept as it was at their ends.
+        now: a clock for speeds, which may stand still while the work is held up.
+    """
     meter = Meter()
     check_device(order.settings)
     keep_freed_memory()  # before torch starts its threads
@@ -194,7 +212,8 @@ def carry_out(order: Order, run: Run, *, deadline: Deadline | None = None) -> Ge
     if "settings" in run.state:  # chosen when the run began; choosing again might choose differently
         settings = from_dict(run.state["settings"])
     else:
-        settings = resolve(_with_recipe_batch(order, lessons), config, lessons)
+        settings = resolve(_with_batch(order, lessons), config, lessons)
+        settings = replace(settings, lr=(settings.lr or 0.0) * order.lr_multiplier)
     shapes = choose(trainable_shapes(file), settings.targets)
     longest = max(len(each.tokens) for each in lessons)
     free = None if settings.device == "cpu" else sys.maxsize  # a device's memory is its own
@@ -219,21 +238,34 @@ def carry_out(order: Order, run: Run, *, deadline: Deadline | None = None) -> Ge
         checkpoint=run.checkpoint,
         distil=order.distil,
         deadline=deadline,
+        now=now,
     )
-    yield from _logged(steps, run)
-    adapter = save_adapter(
-        order.name,
-        lora.weights(),
-        alpha=settings.alpha,
-        rank=settings.rank,
-        base=file,
-        card=_card(order, run, settings, lessons)
-        | {"rehearsal_lessons": len(rehearsal), "receipt": asdict(meter.receipt())},
+
+    def save(name: str) -> Adapter:
+        card = _card(order, run, settings, lessons)
+        card |= {"rehearsal_lessons": len(rehearsal), "receipt": asdict(meter.receipt())}
+        return save_adapter(name, lora.weights(), alpha=lora.alpha, rank=lora.rank, base=file, card=card)
+
+    first = math.ceil(settings.epochs or 1) - snapshots + 1
+    yield from _with_snapshots(
+        _logged(steps, run, now), first, lambda step: save(snapshot_name(order.name, step))
     )
+    adapter = save(order.name)
     run.note(status="done", adapter=order.name)
     for finished in (run.checkpoint, run.lessons):  # the log and run.json stay
         finished.unlink(missing_ok=True)
     return adapter
+
+
+def _with_snapshots(events: Iterator[Event], first: int, save: Callable[[int], Adapter]) -> Iterator[Event]:
+    """Save after each epoch from number `first` on; not after the last step, which gives the adapter itself.
+
+    The event comes after: whoever stops there finds the snapshot made.
+    """
+    for event in events:
+        if isinstance(event, TrainStep) and event.step < event.total and first <= event.ends_epoch:
+            save(event.step)
+        yield event
 
 
 def _with_recipe(order: Order) -> TrainSettings:
@@ -284,12 +316,13 @@ def _prepared(
     return *kinds, ctx
 
 
-def _with_recipe_batch(order: Order, lessons: Sequence[Lesson]) -> TrainSettings:
-    """A recipe counts its batch in lessons; ours are counted in tokens."""
-    if order.recipe is None or order.settings.batch_tokens is not None:
+def _with_batch(order: Order, lessons: Sequence[Lesson]) -> TrainSettings:
+    """A person's or a recipe's batch counts lessons; ours are counted in tokens."""
+    batch = order.batch or (RECIPES[order.recipe].batch if order.recipe else None)
+    if batch is None or order.settings.batch_tokens is not None:
         return order.settings
     mean = sum(len(each.tokens) for each in lessons) / len(lessons)
-    return replace(order.settings, batch_tokens=round(RECIPES[order.recipe].batch * mean))
+    return replace(order.settings, batch_tokens=max(1, round(batch * mean)))
 
 
 def _save_lessons(path: Path, kinds: Sequence[Sequence[Lesson]], ctx: int) -> None:
@@ -328,20 +361,20 @@ def _described(settings: TrainSettings, lessons: Sequence[Lesson], need: memory.
     )
 
 
-def _logged(events: Iterator[Event], run: Run) -> Iterator[Event]:
+def _logged(events: Iterator[Event], run: Run, now: Callable[[], float]) -> Iterator[Event]:
     """Pass events on, write the steps to the run's log, and keep what the training says of its end."""
     remarks: list[str] = []
     with (run.folder / "log.jsonl").open("a", encoding="utf-8") as log:
-        last = time.monotonic()
+        last = now()
         for event in events:
             if isinstance(event, Notice):
                 remarks.append(event.text)
                 run.note(remarks=remarks)
             if isinstance(event, (TrainStep, Validation)):
-                now = time.monotonic()
-                log.write(json.dumps(asdict(event) | {"seconds": round(now - last, 4)}) + "\n")
+                at = now()
+                log.write(json.dumps(asdict(event) | {"seconds": round(at - last, 4)}) + "\n")
                 log.flush()
-                last = now
+                last = at
             yield event
 
 
