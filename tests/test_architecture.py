@@ -27,7 +27,9 @@ ROWS = {
         "quoting answer exam train precision distil evaluate check syllabus lessonbook writer teacher writing "
         "rehearsal"
     ),
-    "whole pieces of work": "promotion examination forget merge export runs fit study demo",
+    "whole pieces of work": (
+        "promotion examination forget leftovers merge export runs fit study demo fine_tune worker supervisor"
+    ),
     "people and programs": "server cli __main__",
 }
 ORDER = {name: place for place, name in enumerate(" ".join(ROWS.values()).split())}
@@ -49,7 +51,7 @@ ONLY_IN = {
     "prometheus_client": "server",
     "urllib.request": "_engine_child",
     "socket": "_engine_child",
-    "subprocess": "_engine_process _engine_child",
+    "subprocess": "_engine_process _engine_child supervisor",
     "multiprocessing": "",
     "pickle": "",  # a file of anybody's must not be able to run code
     "transformers": "",  # for tests and benchmarks: what we are held against, we do not stand on

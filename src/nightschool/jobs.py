@@ -27,6 +27,7 @@ from nightschool.store import Database, Row, transaction
 VALIDATING, QUEUED, RUNNING, PAUSED = "validating_files", "queued", "running", "paused"
 SUCCEEDED, FAILED, CANCELLED = "succeeded", "failed", "cancelled"
 FINISHED = (SUCCEEDED, FAILED, CANCELLED)
+FINE_TUNING, STUDY, REBUILD = "fine_tuning", "study", "rebuild"
 PAUSE, CANCEL, RESUME = "pause", "cancel", "resume"
 MAX_ATTEMPTS = 3  # a job that takes the whole machine down must not do so for ever
 SHOWN_LOSSES = 250
@@ -236,7 +237,8 @@ def _take_back(db: Database, row: Row) -> None:
 
 def hand_over(db: Database, id: str, owner: str) -> None:
     """From now on this process works on the job."""
-    db.execute("update jobs set owner = ? where id = ?", (owner, id))
+    with transaction(db):
+        db.execute("update jobs set owner = ? where id = ? and state = ?", (owner, id, RUNNING))
 
 
 def owner_of(pid: int) -> str:
@@ -255,11 +257,12 @@ def is_alive(owner: str) -> bool:
 
 def hold(db: Database, id: str, held: bool) -> None:
     """Note that a job waits while somebody chats, or goes on."""
-    db.execute("update jobs set held = ? where id = ?", (held, id))
+    with transaction(db):
+        db.execute("update jobs set held = ? where id = ? and state = ?", (held, id, RUNNING))
 
 
 def note(db: Database, id: str, *, stage: str | None = None, **changes: Any) -> None:
-    """Write how far a job is.
+    """Write how far a job is; inside a transaction.
 
     Args:
         changes: `progress` or `result`, whose fields are laid over those that are there.
@@ -336,7 +339,7 @@ def validated(db: Database, id: str) -> Job:
 def tell(
     db: Database, id: str, message: str, *, level: str = "info", data: Mapping[str, Any] | None = None
 ) -> None:
-    """Add a line to a job's log."""
+    """Add a line to a job's log; inside a transaction."""
     db.execute(
         "insert into job_events (job_id, number, at, level, message, data) values (?,"
         " (select coalesce(max(number), 0) + 1 from job_events where job_id = ?), ?, ?, ?, ?)",
@@ -367,7 +370,7 @@ def events(
 
 
 def keep_steps(db: Database, id: str, made: Iterable[Step]) -> None:
-    """Keep figures of steps; what is None leaves what is known."""
+    """Keep figures of steps; what is None leaves what is known. Inside a transaction."""
     db.executemany(
         "insert into job_steps (job_id, step, loss, accuracy, tokens, valid_loss, valid_accuracy)"
         " values (?, ?, ?, ?, ?, ?, ?) on conflict do update set loss = coalesce(excluded.loss, loss),"
