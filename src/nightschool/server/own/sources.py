@@ -18,17 +18,16 @@ from nightschool.answer import MAX_TOKENS, UNKNOWN, Answer, Memory, can_read, ci
 from nightschool.errors import FileFormatError, NotFound
 from nightschool.forget import adapters_of, forget
 from nightschool.library import Source, list_sources, remember_bytes, remember_text
-from nightschool.server.database import Store
+from nightschool.server.database import Store, purge_soon
 from nightschool.server.models import Target, resolve
 from nightschool.server.own import shapes
 from nightschool.server.own.study import cancel_studies, queue_again, rebuilding
 from nightschool.server.problems import ApiError, validation_error
 from nightschool.server.state import Here, State
-from nightschool.store import Database, open_store, purge
+from nightschool.store import Database, open_store
 
 MAX_FILES = 200  # of one request
 MAX_NAME = 200
-PURGE_TRIES, PURGE_WAIT_S = 20, 0.05
 BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -151,7 +150,7 @@ def _keep(given: Mapping[str, Callable[[Database], Source]]) -> shapes.Remembere
                 found.remembered.append(shown(keep(db)))
             except FileFormatError as error:
                 found.failed.append(shapes.Failed(name=name, reason=str(error)))
-        purge(db)
+        purge_soon(db)
     return found
 
 
@@ -175,7 +174,7 @@ def _forget(here: State, id: int, rebuild: bool) -> shapes.Forgotten:
         stopped = cancel_studies(db, here, source)
         again = rebuilding(db, adapters_of(db, [source]), without=id) if rebuild else []
         forgotten = forget(db, [source])
-        purged = forgotten.purged or _purge(db)
+        purged = forgotten.purged or purge_soon(db)
         queued = queue_again(db, here, [*again, *stopped])
     names = [order.name for order in again]
     return shapes.Forgotten(
@@ -186,15 +185,6 @@ def _forget(here: State, id: int, rebuild: bool) -> shapes.Forgotten:
         jobs=[job.id for job in queued],
         traces_left=not purged,
     )
-
-
-def _purge(db: Database) -> bool:
-    """Once more, until nobody reads."""
-    for _ in range(PURGE_TRIES):
-        time.sleep(PURGE_WAIT_S)
-        if purge(db):
-            return True
-    return False
 
 
 # Asking -------------------------------------------------------------------------------------------
