@@ -28,7 +28,7 @@ ROWS = {
         "rehearsal"
     ),
     "whole pieces of work": (
-        "promotion examination forget leftovers merge export runs fit study demo fine_tune worker supervisor"
+        "promotion examination forget leftovers merge export runs fit study rebuild demo fine_tune worker supervisor"
     ),
     "people and programs": "server cli __main__",
 }

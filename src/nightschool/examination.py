@@ -11,19 +11,23 @@ import re
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from pathlib import Path
 from typing import Any
 
-from nightschool.adapters import Stack, find_adapter, stack_paths
+from nightschool.adapters import Stack, check_fits, find_adapter, stack_paths
 from nightschool.answer import Memory, can_read, quote
 from nightschool.check import DECLINED, contains
 from nightschool.engine import Engine
+from nightschool.errors import NightschoolError
 from nightschool.evaluate import Result, sit_exam
 from nightschool.events import Event, Progress
-from nightschool.exam import Answer, Question, examine, is_right, normalise
-from nightschool.hub import find_base
+from nightschool.exam import Answer, Question, examine, is_right, normalise, recall
+from nightschool.gguf import open_gguf
+from nightschool.hub import Base, find_base
 from nightschool.index import Index
 from nightschool.lessonbook import Answered, keep_exam
 from nightschool.rehearsal import PROMPTS
+from nightschool.settings import StudySettings
 
 ABSENT_QUESTIONS = 30
 STRANGERS = ("Orsolya Tamsin", "Quentin Abeyta", "the Marrowby Institute", "Fenwick", "the green samovar")
@@ -41,12 +45,14 @@ class Examined:
     agreement: float
     looked_up_before: float
     looked_up: float
+    in_use: float | None = None
 
     def figures(self) -> dict[str, Any]:
         """For the card and the gate."""
         return {
             "recall_before": self.result.recall_before or 0.0,
             "recall_after": self.result.recall,
+            "recall_in_use": self.in_use,
             "forgetting": self.result.forgetting,
             "perplexity_before": self.result.perplexity_before,
             "perplexity_after": self.result.perplexity,
@@ -59,19 +65,35 @@ class Examined:
 
 
 def examine_study(
-    stack: Stack, questions: Sequence[Question], *, index: Index, general: Any, slots: int, seed: int
+    stack: Stack,
+    questions: Sequence[Question],
+    *,
+    index: Index,
+    general: Path,
+    settings: StudySettings,
+    in_use: str = "",
 ) -> Generator[Event, None, Examined]:
-    """All parts of the exam for a base with its candidate; the generator's value."""
+    """All parts of the exam for a base with its candidate; the generator's value.
+
+    `in_use` is the adapter that the candidate would replace; where there is one on this base it is asked too.
+    """
+    slots, seed = settings.slots, settings.seed
     result = yield from sit_exam(stack, questions, before=True, general=general, slots=slots)
     if stack.adapters:
         keep_exam(index.db, find_adapter(stack.adapters[-1][0]), side_by_side(result, index))
     absent = absent_questions(questions, seed=seed)
     prompts = [Question(prompt, "-") for prompt in PROMPTS[:GENERAL_PROMPTS]]
     base = find_base(stack.base)
-    with Engine(base.path, adapters=stack_paths(stack), slots=slots, ctx=1024) as engine:
+    paths = stack_paths(stack) | replaced(in_use, base)
+    with Engine(base.path, adapters=paths, slots=slots, threads=settings.threads, ctx=1024) as engine:
         asked, task = [*absent, *prompts], "asking what no note says"
         bare = yield from examine(engine, asked, task=task)
         adapted = yield from examine(engine, asked, stack=stack.scales, task=task)
+        known = None
+        if in_use in paths:
+            known = yield from examine(
+                engine, questions, stack={in_use: 1.0}, task="examining the one in use"
+            )
         memory = Memory(index, engine) if can_read(base) else None
         looked_up_before = yield from look_up(questions, index, memory, stack={})
         looked_up = looked_up_before
@@ -91,7 +113,18 @@ def examine_study(
         / max(1, len(prompts)),
         looked_up_before=looked_up_before,
         looked_up=looked_up,
+        in_use=None if known is None else recall(known),
     )
+
+
+def replaced(name: str, base: Base) -> dict[str, Path]:
+    """The adapter of that name and its file, if there is one on this base."""
+    try:
+        adapter = find_adapter(name)
+        check_fits(adapter.gguf, open_gguf(base.path))
+    except NightschoolError:  # none, or one of another base: there is nothing to compare with
+        return {}
+    return {name: adapter.gguf}
 
 
 def side_by_side(result: Result, index: Index) -> list[Answered]:

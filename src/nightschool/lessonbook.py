@@ -99,6 +99,14 @@ class Lessonbook:
             raise NotFound(f"There is no study {id}.")
         return state_of(row)
 
+    def past(self, id: object) -> State | None:
+        """A study on this base that has come to its end, by the number that a card has."""
+        row = self.db.execute(
+            "select * from studies where id = ? and base_hash = ? and stage = 'done'",
+            (id if isinstance(id, int) else None, self.base_hash),
+        ).fetchone()
+        return None if row is None else state_of(row)
+
     def note(self, id: int, stage: str, figures: dict[str, Any]) -> None:
         """Keep how far a study is."""
         with transaction(self.db):
@@ -298,17 +306,37 @@ def files_of(study: int) -> Path:
     return home() / "study" / str(study)
 
 
+def last_plan(db: Database, adapter: str) -> tuple[str, dict[str, Any]] | None:
+    """The base and the plan of the last study of an adapter that came to its end."""
+    row = db.execute(
+        "select base, plan from studies where adapter = ? and stage = 'done' order by id desc", (adapter,)
+    ).fetchone()
+    return None if row is None else (row["base"], json.loads(row["plan"]))
+
+
 def abandon(db: Database, source_ids: Iterable[int]) -> None:
     """Give up unfinished studies of these sources, and remove the files that hold their lessons."""
     gone = set(source_ids)
-    for row in db.execute("select * from studies where stage != 'done'").fetchall():
-        state = state_of(row)
-        if not gone & set(state.plan["sources"]):
+    states = [state_of(row) for row in db.execute("select * from studies").fetchall()]
+    touched = [state for state in states if gone & set(state.plan["sources"])]
+    clear_files(*touched)
+    with transaction(db):
+        db.executemany(
+            "update studies set stage = 'done' where id = ? and stage != 'done'",
+            [(state.id,) for state in touched],
+        )
+
+
+def clear_files(*states: State) -> None:
+    """Remove the files of studies, and what their runs keep of the lessons while they are unfinished."""
+    folders = {files_of(state.id) for state in states}
+    for record in runs_dir().glob("*/run.json") if folders else ():
+        try:
+            run = json.loads(record.read_text(encoding="utf-8"))
+            data = [Path(name) for name in run["order"]["data"]]
+        except (ValueError, LookupError, TypeError):  # begun by something else, or damaged
             continue
-        folders = [files_of(state.id)]
-        if "run" in state.figures:
-            folders.append(runs_dir() / state.figures["run"])
-        for folder in folders:
-            shutil.rmtree(folder, ignore_errors=True)
-        with transaction(db):
-            db.execute("update studies set stage = 'done' where id = ?", (state.id,))
+        if run.get("status") != "done" and any(path.parent in folders for path in data):
+            shutil.rmtree(record.parent, ignore_errors=True)
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)

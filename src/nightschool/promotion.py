@@ -18,6 +18,7 @@ from nightschool.paths import write_text
 from nightschool.store import Database, transaction
 
 NEXT, PREVIOUS, SWAP = ".next", ".previous", ".swap"
+LESS_THAN_IN_USE = 0.05  # an adapter in use may have learned some of the questions: it is not held to less
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ class Gate:
         found = []
         if gain < self.min_gain:
             found.append(f"recall rose by {gain:.0%}, less than the {self.min_gain:.0%} asked for")
+        in_use = figures.get("recall_in_use")
+        if in_use is not None and figures["recall_after"] < in_use - LESS_THAN_IN_USE:
+            found.append(
+                f"recall is {figures['recall_after']:.0%}, and {in_use:.0%} with the adapter that is in use"
+            )
         for name, limit in (("forgetting", self.max_forgetting), ("fabrication", self.max_fabrication)):
             if figures.get(name) is not None and figures[name] > limit:
                 found.append(f"{name} is {figures[name]:.1%}, above the limit of {limit:.0%}")
@@ -87,6 +93,19 @@ def mend(db: Database, name: str) -> None:
     if not exists(name):
         move(db, name + PREVIOUS, name)
     move(db, name + SWAP, name + PREVIOUS)
+
+
+def tidy(db: Database, name: str) -> None:
+    """Forget what versions learned that are no longer there: a kill may have come after a rename."""
+    with transaction(db):
+        for version in (name + NEXT, name, name + PREVIOUS, name + SWAP):
+            if not exists(version):
+                db.execute("delete from learned where adapter = ?", (version,))
+
+
+def due_key(name: str) -> str:
+    """The note in the store that says how an adapter is to be made again, while that is due."""
+    return f"rebuild {name}"
 
 
 def retire(db: Database, name: str) -> None:

@@ -69,7 +69,19 @@ class StudySettings:
     exam: int = setting(200, "Most questions that are set aside for the exam")
     dev: int = setting(50, "Most questions that are set aside to watch the training")
     rehearsal: float = setting(0.4, "Share of the lessons that are the base's own words, against forgetting")
+    earlier: float = setting(
+        0.3,
+        "Share of the lessons that are of sources studied before, where time is too short to learn them anew",
+    )
+    distil: float = setting(
+        0.0, "Weight of what the base expects when it reads the passage, beside the words; 0 for none"
+    )
+    distil_top: int = setting(16, "How many of its likeliest tokens are kept for that, at each place")
     epochs: float = setting(3.0, "How often each lesson is seen, if the time allows")
+    patience: int = setting(
+        3,
+        "Stop training after so many half epochs that bring nothing on the questions set aside; 0 for never",
+    )
     rank: int = setting(16, "Inner size of each LoRA pair")
     lr: float | None = setting(None, "Peak learning rate")
     slots: int = setting(8, "Questions put to the model side by side")

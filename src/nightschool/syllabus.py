@@ -5,13 +5,16 @@ of them to the exam, some facts another one to the development part, the rest be
 same answer: the one that the model gave most often with the sentence in view, for its own words are the
 easiest to learn. Facts with few wordings are asked for more politely until they have as many lessons as the
 others.
+
+Sources that were studied one after the other are divided one after the other, each time as before: what was
+a lesson once is never asked in an exam later.
 """
 
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from nightschool.check import Item, contains, gist, key, without_duplicates
 from nightschool.settings import StudySettings
@@ -37,29 +40,106 @@ class Fact:
 
 
 @dataclass(frozen=True)
+class Taught:
+    """One lesson: what is asked, what is to be answered, and the text that it is from."""
+
+    question: str
+    answer: str
+    passage: str
+
+    @property
+    def line(self) -> str:
+        """The lesson as a line of a chat data set."""
+        return line_of(self.question, self.answer)
+
+
+@dataclass(frozen=True)
 class Syllabus:
-    """What is taught, what is asked, what was dropped and why."""
+    """What is taught, what is asked, what was dropped and why; `earlier` facts were taught before."""
 
     facts: list[Fact]
     exam: list[Item]
     dev: list[Item]
     dropped: dict[str, int]
+    earlier: list[Fact] = field(default_factory=list)
 
     @property
     def count(self) -> int:
         """Items that are of use: lessons, told sentences, set-aside questions."""
-        taught = sum(len(fact.items) + len(fact.told) for fact in self.facts)
+        taught = sum(len(fact.items) + len(fact.told) for fact in (*self.facts, *self.earlier))
         return taught + len(self.exam) + len(self.dev)
 
 
-def divide(items: Sequence[Item], settings: StudySettings) -> Syllabus:
-    """Group items into facts and set questions aside; the same for the same items and settings."""
+def divide_in_turn(
+    generations: Sequence[Sequence[Item]], settings: StudySettings, *, reserved: Container[str] = ()
+) -> Syllabus:
+    """Divide the items of sources that were studied one after the other; the last ones are new.
+
+    Each generation is divided as when it was new. What contradicts or gives away another one is left out.
+    """
+    parts = [divide(items, settings, reserved=reserved) for items in generations]
+    if len(parts) == 1:
+        return parts[0]
+    dropped: Counter[str] = Counter()
+    for part in parts:
+        dropped.update(part.dropped)
+    total = sum(part.count for part in parts)
+    facts = [consistent(part, [other for other in parts if other is not part]) for part in parts]
+    held = [
+        [item for item in (*part.exam, *part.dev) if not taught_in(item, facts[:at] + facts[at + 1 :])]
+        for at, part in enumerate(parts)
+    ]
+    exam = [item for part, kept in zip(parts, held, strict=True) for item in part.exam if item in kept]
+    dev = [item for part, kept in zip(parts, held, strict=True) for item in part.dev if item in kept]
+    made = Syllabus(facts[-1], exam, dev, dict(dropped), [fact for part in facts[:-1] for fact in part])
+    if total > made.count:
+        made.dropped["at odds with a source studied before"] = total - made.count
+    return made
+
+
+def consistent(part: Syllabus, others: Sequence[Syllabus]) -> list[Fact]:
+    """A generation's facts without lessons that others set aside, or answer in another way."""
+    held = {gist(item.question) for other in others for item in (*other.exam, *other.dev)}
+    known = {
+        key(item.question): key(item.answer)
+        for other in others
+        for fact in other.facts
+        for item in fact.items
+    }
+    found = []
+    for fact in part.facts:
+        items = tuple(
+            item
+            for item in fact.items
+            if gist(item.question) not in held
+            and known.get(key(item.question), key(item.answer)) == key(item.answer)
+        )
+        if items or fact.told:
+            found.append(replace(fact, items=items))
+    return found
+
+
+def taught_in(item: Item, generations: Sequence[Sequence[Fact]]) -> bool:
+    """Whether a question is nearly a lesson of one of these generations."""
+    asked = gist(item.question)
+    return any(asked == gist(each.question) for facts in generations for fact in facts for each in fact.items)
+
+
+def divide(items: Sequence[Item], settings: StudySettings, *, reserved: Container[str] = ()) -> Syllabus:
+    """Group items into facts and set questions aside; the same for the same items and settings.
+
+    `reserved` are gists of questions that nobody may be taught: those of an exam that somebody else wrote.
+    """
     verdicts = without_duplicates(items)
     dropped = Counter(verdict.reason for verdict in verdicts if not verdict.is_kept)
     asked = [verdict.item for verdict in verdicts if verdict.is_kept and not verdict.item.restates]
+    free = [item for item in asked if gist(item.question) not in reserved]
+    if len(free) < len(asked):
+        dropped["a question of your own exam"] = len(asked) - len(free)
+    asked = free
     groups = [group_of(group, settings) for group in by_fact(asked)]
-    gists = Counter(mark for group in groups for mark in {gist(item.question) for item in group})
-    shared = {mark for mark, count in gists.items() if count > 1}
+    gists = Counter(each for group in groups for each in {gist(item.question) for item in group})
+    shared = {each for each, count in gists.items() if count > 1}
     order = sorted(range(len(groups)), key=lambda index: draw(groups[index][0], settings))
     exam: list[Item] = []
     dev: list[Item] = []
@@ -124,7 +204,11 @@ def set_aside(group: list[Item], away: list[Item], shared: Container[str]) -> li
 
 def draw(item: Item, settings: StudySettings) -> float:
     """A number from 0 to 1 that only the question and the seed decide."""
-    digest = hashlib.sha256(f"{settings.seed} {key(item.question)}".encode()).digest()
+    return mark(item.question, settings)
+
+
+def mark(question: str, settings: StudySettings) -> float:
+    digest = hashlib.sha256(f"{settings.seed} {key(question)}".encode()).digest()
     return int.from_bytes(digest[:8]) / 2**64
 
 
@@ -139,22 +223,42 @@ def answer_of(item: Item, common: str) -> str:
     return common if contains(common, item.value) else item.answer
 
 
-def lesson_lines(syllabus: Syllabus, settings: StudySettings) -> list[str]:
-    """The lessons as lines of a chat data set, in the facts' order."""
-    return [line for fact in syllabus.facts for line in fact_lines(fact, settings)]
+def lessons(facts: Sequence[Fact], settings: StudySettings) -> list[Taught]:
+    """The lessons of facts, in their order."""
+    return [each for fact in facts for each in lessons_of(fact, settings)]
 
 
-def fact_lines(fact: Fact, settings: StudySettings) -> Iterator[str]:
+def lessons_of(fact: Fact, settings: StudySettings) -> Iterator[Taught]:
     """All lessons of a fact: questions, plain and politely framed, and the sentence in its own words."""
-    lines = [question_line(item) for item in fact.items]
+    made = [Taught(item.question, item.answer, item.passage) for item in fact.items]
     for frame in FRAMES[1:]:
         for item in fact.items:
-            if len(lines) >= settings.repeats:
+            if len(made) >= settings.repeats:
                 break
-            lines.append(line_of(frame.format(q=item.question), item.answer))
-    yield from lines
+            made.append(Taught(frame.format(q=item.question), item.answer, item.passage))
+    yield from made
     for item in fact.told:
-        yield line_of(item.question, fact.answer)
+        yield Taught(item.question, fact.answer, item.passage)
+
+
+def some_lessons(facts: Sequence[Fact], settings: StudySettings, *, characters: float) -> list[Taught]:
+    """About so many characters of lessons, of as many facts as possible: one of each, then a second …"""
+    every = [list(lessons_of(fact, settings)) for fact in facts]
+    order = sorted(range(len(facts)), key=lambda at: mark(every[at][0].question, settings))
+    chosen: list[Taught] = []
+    for round in range(max(map(len, every), default=0)):
+        for at in order:
+            if characters <= 0:
+                return chosen
+            if round < len(every[at]):
+                chosen.append(every[at][round])
+                characters -= len(chosen[-1].line)
+    return chosen
+
+
+def lesson_lines(syllabus: Syllabus, settings: StudySettings) -> list[str]:
+    """All lessons as lines of a chat data set, in the facts' order."""
+    return [each.line for each in lessons([*syllabus.facts, *syllabus.earlier], settings)]
 
 
 def question_line(item: Item) -> str:

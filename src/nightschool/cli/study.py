@@ -3,6 +3,7 @@
 import json
 from dataclasses import MISSING, fields
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,9 +21,21 @@ def study_options(command: Any) -> Any:
         help_text = str(field.metadata["help"])
         if field.default is not None:
             help_text += f"  [default: {field.default:g}]"
-        number = click.IntRange(min=0) if field.type in (int, "int") else click.FloatRange()
-        command = click.option("--" + field.name.replace("_", "-"), type=number, help=help_text)(command)
+        command = click.option(
+            "--" + field.name.replace("_", "-"), type=_range_of(field.name, field.type), help=help_text
+        )(command)
     return command
+
+
+def _range_of(name: str, annotation: Any) -> click.IntRange | click.FloatRange:
+    """What a setting can be: shares are below 1, limits may be beyond it, or below 0 to be none."""
+    if annotation in (int, "int"):
+        return click.IntRange(min=1 if name in ("repeats", "distil_top", "rank", "slots") else 0)
+    if name in ("rehearsal", "earlier"):
+        return click.FloatRange(min=0, max=1, max_open=True)
+    if name.startswith(("min_", "max_")):
+        return click.FloatRange(min=-1)
+    return click.FloatRange(min=0, min_open=name in ("minutes", "epochs", "lr"))
 
 
 @click.command(short_help="Learn overnight what was remembered, prove it, put it to use.")
@@ -32,6 +45,12 @@ def study_options(command: Any) -> Any:
 )
 @click.option("--name", default="notes", show_default=True, help="What the adapter will be called.")
 @click.option("--until", metavar="HH:MM", help="Be done by then, instead of after --minutes.")
+@click.option(
+    "--own-exam",
+    "own_exam",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Questions of your own, as for `eval`: never taught, and asked in place of those set aside.",
+)
 @click.option("--teacher", help="Who writes: another base, or the URL of an OpenAI-compatible server.")
 @click.option("--restart", is_flag=True, help="Begin again instead of going on with an unfinished study.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as one line of JSON.")
@@ -42,6 +61,7 @@ def command(
     name: str,
     *,
     until: str | None,
+    own_exam: Path | None,
     teacher: str | None,
     restart: bool,
     as_json: bool,
@@ -50,7 +70,8 @@ def command(
     """Make lessons of everything that was remembered, train an adapter on them, examine it, put it to use.
 
     It is put to use only if it knows answers that it did not know before and has forgotten little; otherwise
-    it says why not. A study that was interrupted goes on when the same command is given again.
+    it says why not. A study that was interrupted goes on when the same command is given again; --minutes and
+    --until are then the time for what is left.
 
     \b
     Examples:
@@ -67,8 +88,9 @@ def command(
     from nightschool.store import open_store
     from nightschool.study import StudyOrder, study
 
+    settings = StudySettings(**given)
     order = StudyOrder(
-        base=base, name=name, sources=sources, settings=StudySettings(**given), teacher=teacher
+        base=base, name=name, sources=sources, settings=settings, teacher=teacher, exam=own_exam
     )
     outcome: Outcome = show(
         until_interrupted(study(open_store(), order, restart=restart), "The same command goes on.")
