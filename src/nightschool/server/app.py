@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from nightschool import __version__
-from nightschool.server import chats, health, models, own
+from nightschool.server import chats, health, models, own, vector_stores
 from nightschool.server.problems import add_handlers
 from nightschool.server.state import State
 from nightschool.settings import ServeSettings
@@ -28,7 +28,7 @@ def create_app(settings: ServeSettings) -> FastAPI:
     app.include_router(chats.router)
     # app.include_router(files.router)
     # app.include_router(fine_tuning.router)
-    # app.include_router(vector_stores.router)
+    app.include_router(vector_stores.router)
     # app.include_router(ollama.router)
     app.include_router(own.router)
     return app
