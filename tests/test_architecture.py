@@ -50,7 +50,7 @@ ONLY_IN = {
     "pydantic": "server",
     "prometheus_client": "server",
     "urllib.request": "_engine_child",
-    "socket": "_engine_child",
+    "socket": "_engine_child server",
     "subprocess": "_engine_process _engine_child supervisor",
     "multiprocessing": "",
     "pickle": "",  # a file of anybody's must not be able to run code

@@ -20,6 +20,7 @@ COMMANDS = {
     "models": "List the bases on this machine.",
     "train": "Train an adapter on your examples.",
     "eval": "Examine a base or adapter on questions and answers.",
+    "serve": "Serve the OpenAI-compatible API and the page.",
     "chat": "Talk to a base, an adapter or a stack of them.",
     "adapters": "List, show, rename or remove adapters.",
     "export": "Write an adapter as GGUF, merged GGUF, PEFT or Ollama files.",

@@ -6,14 +6,19 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from nightschool import __version__
-from nightschool.server import chats, health, models, own, vector_stores
-from nightschool.server.problems import add_handlers
+from nightschool.server import chats, health, metrics, models, own, vector_stores, reference
+from nightschool.server.problems import LastResort, add_handlers
+from nightschool.server.security import Gate, check_address
 from nightschool.server.state import State
 from nightschool.settings import ServeSettings
 
 
 def create_app(settings: ServeSettings) -> FastAPI:
-    """The app; its engines start with the first request that needs them."""
+    """The app; its engines start with the first request that needs them.
+
+    Raises NightschoolError for an address that others can reach without a key.
+    """
+    check_address(settings)
     app = FastAPI(
         title="Nightschool",
         version=__version__,
@@ -22,8 +27,14 @@ def create_app(settings: ServeSettings) -> FastAPI:
         redoc_url=None,
     )
     app.state.nightschool = State(settings)
+    app.state.metrics = metrics.new_registry(app.state.nightschool.engines)
     add_handlers(app)
+    app.add_middleware(LastResort)
+    app.add_middleware(metrics.Measured, registry=app.state.metrics)
+    app.add_middleware(Gate, settings=settings)  # the last one added is the first one met
     app.include_router(health.router)
+    app.include_router(metrics.router)
+    app.include_router(reference.router)
     app.include_router(models.router)
     app.include_router(chats.router)
     # app.include_router(files.router)
@@ -41,5 +52,4 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
     finally:
         # await state.supervisor.close()
-        await state.searching.close()
-        await state.engines.close()
+        await state.close()

@@ -165,9 +165,14 @@ class Engines:
     def __init__(self, settings: ServeSettings) -> None:
         self.settings = settings
         self.chatting = Chatting()
-        self.restarts = 0
+        self.deaths = 0  # connections that broke
         self._served: dict[tuple[Path, bool], Served] = {}
         self._client = httpx.AsyncClient(timeout=TIMEOUT, limits=LIMITS, trust_env=False)
+
+    @property
+    def running(self) -> int:
+        """How many engines there are."""
+        return sum(served.engine is not None for served in self._served.values())
 
     async def close(self) -> None:
         """End every engine; answers under way break."""
@@ -254,7 +259,7 @@ class Engines:
 
     async def has_broken(self, lease: Lease) -> None:
         """Note that a connection broke, and wait a moment for the end of the process that it led to."""
-        self.restarts += 1
+        self.deaths += 1
         await asyncio.to_thread(lease.process.has_died, 1)
 
     async def request(

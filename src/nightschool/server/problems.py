@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nightschool import errors
 from nightschool.errors import NightschoolError
@@ -80,7 +81,6 @@ def add_handlers(app: FastAPI) -> None:
     app.add_exception_handler(NightschoolError, _ours)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(Exception, _unforeseen)
 
 
 async def _refused(request: Request, error: Exception) -> JSONResponse:
@@ -124,6 +124,25 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
     return response
 
 
-async def _unforeseen(request: Request, error: Exception) -> JSONResponse:
-    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return error_response(500, "Something went wrong here; the server's log says what.")
+class LastResort:
+    """A mistake of ours is a 500 with a body like every other error; the traceback goes to the log alone."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_begun = False
+
+        async def sending(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, sending)
+        except Exception as error:
+            if has_begun or scope["type"] != "http":
+                raise
+            log.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
+            response = error_response(500, "Something went wrong here; the server's log says what.")
+            await response(scope, receive, send)

@@ -90,12 +90,17 @@ class Answer(Response):
         out = Out(scope, receive, send)
         working = asyncio.ensure_future(self._run(out))
         leaving = asyncio.ensure_future(_client_has_gone(receive))
+        closing = asyncio.ensure_future(scope["app"].state.nightschool.closing.wait())
+        tasks = (working, leaving, closing)
+        done: set[asyncio.Future[Any]] = set()
         try:
-            await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            leaving.cancel()
-            working.cancel()
-            await asyncio.gather(working, leaving, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        if done == {closing}:
+            await out.fail(ApiError(503, "The server is stopping.", code="server_stopping"))
         if not working.cancelled() and (error := working.exception()):
             raise error
 

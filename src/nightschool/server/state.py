@@ -1,13 +1,19 @@
 """What all requests share: the settings, the engines and whatever else lives as long as the server."""
 
 import asyncio
+import logging
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
+from nightschool.errors import NightschoolError
 from nightschool.server.engines import Engines
+from nightschool.server.models import resolve
+from nightschool.server.problems import ApiError
 from nightschool.server.searching import Searching
 from nightschool.settings import ServeSettings
+
+log = logging.getLogger("nightschool.server")
 
 
 class State:
@@ -19,6 +25,25 @@ class State:
         self.searching = Searching(self.engines)
         self.merging = asyncio.Semaphore(1)  # held while adapters are merged: it takes memory
         self.supervisor: Any = None  # runs jobs; set by the app where there is one
+        self.closing = asyncio.Event()  # set when the server begins to end: answers under way end too
+        self._warming: asyncio.Task[None] | None = None
+
+    def warm_up(self) -> None:
+        """Begin to load the default model, so that the first question need not wait for it."""
+        self._warming = asyncio.create_task(self._load_default())
+
+    async def _load_default(self) -> None:
+        try:
+            await self.engines.engine(resolve(self.settings.model))
+        except (NightschoolError, ApiError) as error:
+            log.warning("%s cannot be loaded: %s", self.settings.model, error)
+
+    async def close(self) -> None:
+        """End what lives as long as the server."""
+        if self._warming is not None:
+            await asyncio.wait([self._warming])
+        await self.searching.close()
+        await self.engines.close()
 
 
 def state(request: Request) -> State:
