@@ -175,7 +175,7 @@ class Remembered(BaseModel):
 
 
 class Forgotten(BaseModel):
-    """What came of forgetting; adapters that are being rebuilt go on without the source."""
+    """What came of forgetting. Retired adapters are off the shelf; rebuilding makes some of them again."""
 
     forgotten: str
     chunks: int

@@ -16,7 +16,7 @@ from starlette.datastructures import UploadFile
 
 from nightschool.answer import MAX_TOKENS, UNKNOWN, Answer, Memory, can_read, cited, closed_book, quote
 from nightschool.errors import FileFormatError, NotFound
-from nightschool.forget import adapters_of, forget
+from nightschool.forget import forget
 from nightschool.library import Source, list_sources, remember_bytes, remember_text
 from nightschool.server.database import Store, purge_soon
 from nightschool.server.models import Target, resolve
@@ -172,15 +172,15 @@ def _forget(here: State, id: int, rebuild: bool) -> shapes.Forgotten:
     with closing(open_store()) as db:
         source = find_source(db, id)
         stopped = cancel_studies(db, here, source)
-        again = rebuilding(db, adapters_of(db, [source]), without=id) if rebuild else []
         forgotten = forget(db, [source])
         purged = forgotten.purged or purge_soon(db)
-        queued = queue_again(db, here, [*again, *stopped])
-    names = [order.name for order in again]
+        again = rebuilding(db, forgotten.due) if rebuild else []
+        names = [wanted.name for wanted in again]
+        queued = queue_again(db, here, [*again, *(each for each in stopped if each.name not in names)])
     return shapes.Forgotten(
         forgotten=shown_label(source.label),
         chunks=forgotten.chunks,
-        adapters_retired=[name for name in forgotten.retired if name not in names],
+        adapters_retired=list(forgotten.retired),
         adapters_rebuilding=names,
         jobs=[job.id for job in queued],
         traces_left=not purged,

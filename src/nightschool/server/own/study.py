@@ -13,13 +13,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from nightschool import jobs
-from nightschool.adapters import Adapter
-from nightschool.errors import NightschoolError, NotFound
-from nightschool.forget import card_sources
+from nightschool.errors import NightschoolError
+from nightschool.forget import read_due
 from nightschool.hub import Base, base_hash, describe
 from nightschool.lessonbook import Lessonbook
 from nightschool.library import Source, list_sources
-from nightschool.promotion import NEXT, PREVIOUS, SWAP
 from nightschool.server.database import Store
 from nightschool.server.models import resolve
 from nightschool.server.own import shapes
@@ -220,26 +218,15 @@ def _wait_for(db: Database, ids: Sequence[str]) -> None:
         time.sleep(STOP_WAIT_S)
 
 
-def rebuilding(db: Database, adapters: Sequence[Adapter], *, without: int) -> list[Wanted]:
-    """The studies that make these adapters anew without a source: of those that learned from others too."""
+def rebuilding(db: Database, names: Sequence[str]) -> list[Wanted]:
+    """The studies that make adapters again from the sources that are left, as they were made before."""
     known = {source.id: source.name for source in list_sources(db)}
-    labels = {source.label: source.name for source in list_sources(db) if source.id != without}
     wanted = []
-    for adapter in adapters:
-        if adapter.name.endswith((NEXT, PREVIOUS, SWAP)) or "study" not in adapter.card:
-            continue
-        rows = db.execute("select source_id from learned where adapter = ?", (adapter.name,))
-        left = [known[row["source_id"]] for row in rows if row["source_id"] in known.keys() - {without}]
-        left = left or [labels[name] for name in card_sources(adapter) if name in labels]
-        base = str(adapter.card.get("base", {}).get("name", ""))
-        if left and _is_here(base):
-            wanted.append(Wanted(adapter.name, base, {"sources": left, "restart": True}, jobs.REBUILD))
+    for due in filter(None, (read_due(db, name) for name in names)):
+        spec = {
+            "sources": [known[id] for id in due.sources if id in known],
+            "settings": due.plan["settings"],
+            "train": due.plan["train"],
+        }
+        wanted.append(Wanted(due.name, due.base, spec, jobs.REBUILD))
     return wanted
-
-
-def _is_here(base: str) -> bool:
-    try:
-        resolve(base)
-    except (NotFound, ApiError):
-        return False
-    return True
