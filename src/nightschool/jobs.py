@@ -29,6 +29,7 @@ SUCCEEDED, FAILED, CANCELLED = "succeeded", "failed", "cancelled"
 FINISHED = (SUCCEEDED, FAILED, CANCELLED)
 FINE_TUNING, STUDY, REBUILD = "fine_tuning", "study", "rebuild"
 PAUSE, CANCEL, RESUME = "pause", "cancel", "resume"
+DISCARD = "discard"  # what a cancelled job has begun is still to be removed
 MAX_ATTEMPTS = 3  # a job that takes the whole machine down must not do so for ever
 SHOWN_LOSSES = 250
 ALPHABET = string.ascii_letters + string.digits
@@ -177,7 +178,7 @@ def ask(db: Database, id: str, wish: str) -> Job:
         elif job.state == RUNNING:
             db.execute("update jobs set wish = ? where id = ?", (wish, id))
         elif wish == CANCEL:
-            _move(db, id, CANCELLED)
+            _move(db, id, CANCELLED, wish=DISCARD if job.started_at else "")
             tell(db, id, "The job was cancelled.")
         elif job.state != PAUSED:
             _move(db, id, PAUSED)
@@ -220,9 +221,12 @@ def claim(db: Database, owner: str) -> Job | None:
 def _take_back(db: Database, row: Row) -> None:
     """Queue a job again whose worker is gone; after MAX_ATTEMPTS it has failed."""
     id = row["id"]
-    if row["wish"] in (PAUSE, CANCEL):
-        _move(db, id, PAUSED if row["wish"] == PAUSE else CANCELLED)
-        tell(db, id, f"The job was {'paused' if row['wish'] == PAUSE else 'cancelled'}.")
+    if row["wish"] == CANCEL:
+        _move(db, id, CANCELLED, wish=DISCARD)
+        tell(db, id, "The job was cancelled.")
+    elif row["wish"] == PAUSE:
+        _move(db, id, PAUSED)
+        tell(db, id, "The job is paused.")
     elif row["attempts"] >= MAX_ATTEMPTS:
         reason = (
             f"It was begun {MAX_ATTEMPTS} times, and each time the whole program or the machine went down. "
@@ -293,7 +297,7 @@ def pause(db: Database, id: str) -> None:
 
 
 def cancel(db: Database, id: str) -> None:
-    """It stopped for good because somebody wished it to."""
+    """It stopped for good because somebody wished it to, and nothing of it is left."""
     with transaction(db):
         _move(db, id, CANCELLED)
         tell(db, id, "The job was cancelled.")
@@ -316,12 +320,26 @@ def fail(
         tell(db, id, message, level="error")
 
 
-def _move(db: Database, id: str, state: str, *, error: Mapping[str, str | None] | None = None) -> None:
+def given_up(db: Database) -> list[Job]:
+    """Cancelled jobs of which something may be left."""
+    rows = db.execute("select * from jobs where state = ? and wish = ?", (CANCELLED, DISCARD))
+    return [job_of(row) for row in rows.fetchall()]
+
+
+def cleared(db: Database, id: str) -> None:
+    """Nothing of a cancelled job is left."""
+    with transaction(db):
+        db.execute("update jobs set wish = '' where id = ? and state = ?", (id, CANCELLED))
+
+
+def _move(
+    db: Database, id: str, state: str, *, error: Mapping[str, str | None] | None = None, wish: str = ""
+) -> None:
     """Change a job's state; nobody owns it any longer."""
     finished = int(time.time()) if state in FINISHED else None
     db.execute(
-        "update jobs set state = ?, finished_at = ?, error = ?, wish = '', owner = '', held = 0 where id = ?",
-        (state, finished, json.dumps(error) if error else None, id),
+        "update jobs set state = ?, finished_at = ?, error = ?, wish = ?, owner = '', held = 0 where id = ?",
+        (state, finished, json.dumps(error) if error else None, wish, id),
     )
 
 

@@ -58,33 +58,8 @@ class Supervisor:
             self._thread.join()
 
     def wake(self) -> None:
-        """There is a new job, or a chat has begun: look at once."""
+        """Something has changed, as a new job, a wish or a chat: look at once."""
         self._news.set()
-
-    # What people ask -----------------------------------------------------------------------------
-
-    def cancel(self, db: Database, id: str) -> Job:
-        """Cancel a job, and remove what it has begun. Raises NotFound, JobState."""
-        job = jobs.ask(db, id, jobs.CANCEL)
-        if job.state == jobs.CANCELLED and job.started_at:
-            discard(db, job)
-        self.wake()
-        return job
-
-    def pause(self, db: Database, id: str) -> Job:
-        """Pause a job; it keeps what it has. Raises NotFound, JobState."""
-        return self._ask(db, id, jobs.PAUSE)
-
-    def resume(self, db: Database, id: str) -> Job:
-        """Let a paused job go on. Raises NotFound, JobState."""
-        return self._ask(db, id, jobs.RESUME)
-
-    def _ask(self, db: Database, id: str, wish: str) -> Job:
-        job = jobs.ask(db, id, wish)
-        self.wake()
-        return job
-
-    # The thread ----------------------------------------------------------------------------------
 
     def _run(self) -> None:
         while not self._closing.is_set():
@@ -97,6 +72,7 @@ class Supervisor:
 
     def _work_through(self, db: Database) -> None:
         while not self._closing.is_set():
+            _clear_away(db)
             job = jobs.claim(db, jobs.owner_of(os.getpid()))
             if job is not None:
                 self._see_through(db, job)
@@ -115,6 +91,7 @@ class Supervisor:
                 self._pass_on(db, job.id, worker)
                 if self._news.wait(TICK_S):
                     self._news.clear()
+                    _clear_away(db)
         finally:
             worker.stop()
         self._settle(db, jobs.find(db, job.id), worker)
@@ -143,6 +120,13 @@ class Supervisor:
             if job.kind == jobs.FINE_TUNING:
                 discard(db, job)
             jobs.fail(db, job.id, how_it_died(worker.process.returncode), code="worker_died")
+
+
+def _clear_away(db: Database) -> None:
+    """Remove what is left of jobs that were cancelled while nobody worked on them."""
+    for job in jobs.given_up(db):
+        discard(db, job)
+        jobs.cleared(db, job.id)
 
 
 class Worker:

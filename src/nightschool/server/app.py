@@ -6,7 +6,17 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from nightschool import __version__
-from nightschool.server import chats, health, metrics, models, own, vector_stores, reference
+from nightschool.server import (
+    chats,
+    files,
+    fine_tuning,
+    health,
+    metrics,
+    models,
+    own,
+    reference,
+    vector_stores,
+)
 from nightschool.server.problems import LastResort, add_handlers
 from nightschool.server.security import Gate, check_address
 from nightschool.server.state import State
@@ -37,8 +47,8 @@ def create_app(settings: ServeSettings) -> FastAPI:
     app.include_router(reference.router)
     app.include_router(models.router)
     app.include_router(chats.router)
-    # app.include_router(files.router)
-    # app.include_router(fine_tuning.router)
+    app.include_router(files.router)
+    app.include_router(fine_tuning.router)
     app.include_router(vector_stores.router)
     # app.include_router(ollama.router)
     app.include_router(own.router)
@@ -48,8 +58,8 @@ def create_app(settings: ServeSettings) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     state: State = app.state.nightschool
+    state.supervisor.start()
     try:
         yield
     finally:
-        # await state.supervisor.close()
         await state.close()

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import Depends, Request
 
@@ -12,6 +12,7 @@ from nightschool.server.models import resolve
 from nightschool.server.problems import ApiError
 from nightschool.server.searching import Searching
 from nightschool.settings import ServeSettings
+from nightschool.supervisor import Supervisor
 
 log = logging.getLogger("nightschool.server")
 
@@ -24,7 +25,9 @@ class State:
         self.engines = Engines(settings)
         self.searching = Searching(self.engines)
         self.merging = asyncio.Semaphore(1)  # held while adapters are merged: it takes memory
-        self.supervisor: Any = None  # runs jobs; set by the app where there is one
+        chatting = self.engines.chatting
+        self.supervisor = Supervisor(is_chatting=lambda: chatting.is_active, threads=settings.threads)
+        chatting.listen(lambda _: self.supervisor.wake())
         self.closing = asyncio.Event()  # set when the server begins to end: answers under way end too
         self._warming: asyncio.Task[None] | None = None
 
@@ -42,6 +45,7 @@ class State:
         """End what lives as long as the server."""
         if self._warming is not None:
             await asyncio.wait([self._warming])
+        await asyncio.to_thread(self.supervisor.close)  # a job saves what it has
         await self.searching.close()
         await self.engines.close()
 
