@@ -308,6 +308,16 @@ def m008_jobs(db: Database) -> None:
     )
 
 
+def m009_deleted_uploads(db: Database) -> None:
+    # Who deletes a file means its text in every vector store too, also where its time is over.
+    db.execute(
+        "create trigger upload_deleted after delete on uploads begin"
+        " delete from sources where id in (select source_id from vector_store_files where file_id = old.id);"
+        " delete from vector_store_files where file_id = old.id;"
+        " insert or replace into notes (key, value) values ('purge', 'due'); end"
+    )
+
+
 MIGRATIONS: list[Callable[[Database], None]] = [
     m001_sources_and_chunks,
     m002_full_text,
@@ -317,4 +327,5 @@ MIGRATIONS: list[Callable[[Database], None]] = [
     m006_vector_stores,
     m007_exams,
     m008_jobs,
+    m009_deleted_uploads,
 ]

@@ -282,16 +282,6 @@ def detach(db: Database, file: StoredFile) -> None:
         )
 
 
-def detach_everywhere(db: Database, file_id: str) -> None:
-    """Take a file out of all stores: it is being deleted."""
-    rows = db.execute(
-        "select source_id from vector_store_files where file_id = ? and source_id is not null", (file_id,)
-    ).fetchall()
-    remove_sources(db, [row["source_id"] for row in rows])
-    with transaction(db):
-        db.execute("delete from vector_store_files where file_id = ?", (file_id,))
-
-
 def passages(db: Database, file: StoredFile) -> list[str]:
     """The text of a file as it is searched, in order."""
     rows = db.execute("select text from chunks where source_id = ? order by position", (file.source_id,))

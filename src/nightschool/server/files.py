@@ -15,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 
 from nightschool import jobs, uploads
 from nightschool.errors import DataError, FileFormatError, NotFound
-from nightschool.server.database import Store
+from nightschool.server.database import Store, purge_soon
 from nightschool.server.problems import ApiError
 from nightschool.store import Database
 from nightschool.uploads import Upload
@@ -152,6 +152,7 @@ def delete_file(db: Store, id: str) -> Deleted:
                 409, f"The job {job.id!r} needs this file: cancel it first.", param="id", code="file_in_use"
             )
     uploads.remove(db, id)
+    purge_soon(db)  # its text goes from vector stores too
     return Deleted(id=id)
 
 
