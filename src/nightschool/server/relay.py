@@ -38,6 +38,8 @@ MODEL = re.compile(rb'"model":"(?:[^"\\]|\\.)*"')
 class Out:
     """Where an answer is written to: one JSON object, or events."""
 
+    headers = EVENT_HEADERS
+
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._asgi = scope, receive, send
         self._send = send
@@ -55,7 +57,7 @@ class Out:
         """Bytes of an event stream, which begins with the first of them."""
         if not self.has_begun:
             self.has_begun = True
-            await self._send({"type": "http.response.start", "status": 200, "headers": EVENT_HEADERS})
+            await self._send({"type": "http.response.start", "status": 200, "headers": self.headers})
         await self._send({"type": "http.response.body", "body": piece, "more_body": True})
 
     async def event(self, body: Mapping[str, Any]) -> None:
@@ -80,14 +82,17 @@ Work = Callable[[Out], Awaitable[None]]
 
 
 class Answer(Response):
-    """A response that `work` writes; when the client goes away first, `work` is cancelled."""
+    """A response that `work` writes; when the client goes away first, `work` is cancelled.
 
-    def __init__(self, work: Work) -> None:
+    `out` says in which form.
+    """
+
+    def __init__(self, work: Work, out: type[Out] = Out) -> None:
         super().__init__()
-        self._work = work
+        self._work, self._out = work, out
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        out = Out(scope, receive, send)
+        out = self._out(scope, receive, send)
         working = asyncio.ensure_future(self._run(out))
         leaving = asyncio.ensure_future(_client_has_gone(receive))
         closing = asyncio.ensure_future(scope["app"].state.nightschool.closing.wait())
