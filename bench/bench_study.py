@@ -1,198 +1,253 @@
 """What each part of `study` is worth: the same notes learned in several ways, for the same number of tokens.
 
-The notes are made by recipes/ember's generator with a seed that no recipe used; its own questions are the
-exam, less those that any lesson asks. Facts that no writer understood count as wrong. Forgetting: the rise
-of perplexity on the text that the demonstration uses.
+Two sets of notes: pages made up with a seed that no recipe used (made_up_notes), and TOFU's invented
+authors turned into notes, a page for each author, its answers as paragraphs (`--tofu FILE`; locuslab/TOFU,
+MIT). The exam are the generator's, or TOFU's, own questions, which no lesson asks; facts that no writer
+understood count as wrong. An answer is right when the fact stands in it. TOFU's answers are whole sentences:
+there the figure is the share of the answer's words, less those of the question and the commonest ones, that
+come back. Forgetting is the rise of perplexity on the text that the demonstration uses. Each line adds to the
+one before:
 
-    raw          the chunks as plain text
-    one          one question a fact, by rules, answered with the note's sentence
-    items        every kept question, answered with the note's sentence
-    own words    the same, answered as the base answers with the sentence in view, where the check confirms it
-    wordings     and every fact in at least ten lessons, the questions framed in several ways
-    rehearsal    and 40% of the tokens keep the base to its own predictions on what it says of its own accord
+    raw           the chunks as plain text
+    items         one question a fact, answered with the note's sentence
+    own words     the same, answered as the base answers with the sentence in view, if the check confirms it
+    distillation  and beside the words the base's own probabilities when it reads the sentence
+    rehearsal     and 40% of the tokens keep the base to its own predictions on what it says by itself
+    wordings      and every fact in all wordings, at least ten, instead of one
+    without       the same without distillation
 
-Run: python bench/bench_study.py [--entities 8] [--seed 9001] [--tokens 45000] [--base ember]
+Run: python bench/bench_study.py --tofu ../shared/data/knowledge/tofu_authors_200.jsonl
+     [--pages 2] [--seed 9001] [--authors 4] [--tokens 30000] [--distil 1.0] [--base ember] [--threads 0]
 Last line: JSON, a list of rows.
 """
 
 import argparse
 import json
 import os
-import random
-import sys
 import tempfile
-from collections.abc import Generator
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "src"), str(ROOT / "recipes" / "ember")]
+from made_up_notes import drain, write_pages
 
-import worlds  # noqa: E402
+from nightschool.adapters import Stack
+from nightschool.check import LIGHT, gist
+from nightschool.decoders import read_config
+from nightschool.distil import Reading, expect, prepare
+from nightschool.engine import Engine
+from nightschool.evaluate import sit_exam
+from nightschool.exam import Answer, Question, normalise
+from nightschool.gguf import open_gguf
+from nightschool.hub import base_hash, find_base
+from nightschool.lessonbook import Lessonbook
+from nightschool.library import remember
+from nightschool.model import Model
+from nightschool.paths import package_data
+from nightschool.rehearsal import rehearse
+from nightschool.runs import DEFAULT_MAX_TOKENS, Order, carry_out, find_run
+from nightschool.settings import StudySettings, TrainSettings
+from nightschool.store import open_store
+from nightschool.study import rehearsal_line
+from nightschool.syllabus import Syllabus, Taught, divide, lessons
+from nightschool.writer import READ
+from nightschool.writing import write_chunk
 
-from nightschool.adapters import Stack  # noqa: E402
-from nightschool.check import gist  # noqa: E402
-from nightschool.engine import Engine  # noqa: E402
-from nightschool.evaluate import sit_exam  # noqa: E402
-from nightschool.exam import Question, recall  # noqa: E402
-from nightschool.hub import base_hash, find_base  # noqa: E402
-from nightschool.lessonbook import Lessonbook  # noqa: E402
-from nightschool.library import remember  # noqa: E402
-from nightschool.paths import package_data  # noqa: E402
-from nightschool.rehearsal import rehearse  # noqa: E402
-from nightschool.runs import Order, carry_out, find_run  # noqa: E402
-from nightschool.settings import StudySettings, TrainSettings  # noqa: E402
-from nightschool.store import open_store  # noqa: E402
-from nightschool.study import rehearsal_line  # noqa: E402
-from nightschool.syllabus import Syllabus, divide, lesson_lines, line_of  # noqa: E402
-from nightschool.writing import write_chunk  # noqa: E402
-
-TOKENS_A_LINE = 26
-REHEARSALS = 120
-Value = TypeVar("Value")
-
-
-def drain(events: Generator[Any, None, Value]) -> Value:
-    """Run work to its end and return what it returns."""
-    while True:
-        try:
-            next(events)
-        except StopIteration as end:
-            return end.value
+REHEARSALS, REHEARSAL = 120, 0.4
+AROUND_A_TURN = 8  # tokens that the chat template adds to a lesson, about
 
 
-def write_notes(folder: Path, *, seed: int, entities: int) -> list[worlds.Fact]:
-    """A page for every six entities, each fact in a random wording; the facts."""
-    rng = random.Random(seed)
-    pools = worlds.Pools(worlds.value_lists(), [worlds.subject(rng, "person") for _ in range(40)])
-    facts: list[worlds.Fact] = []
-    pages: dict[str, list[str]] = {}
-    names: set[str] = set()
-    while len(names) < entities:
-        kind = rng.choice(worlds.KINDS)
-        name = worlds.subject(rng, kind)
-        if name in names:
-            continue
-        names.add(name)
-        about = worlds.facts_about(rng, name, kind, count=6, pools=pools)
-        told = " ".join(fact.statement(rng.randrange(len(fact.relation.statements))) for fact in about)
-        pages.setdefault(f"page{(len(names) - 1) // 6 + 1:02}.md", []).append(
-            f"## {name[0].upper()}{name[1:]}\n\n{told}\n"
-        )
-        facts += about
-    folder.mkdir()
-    for page, sections in pages.items():
-        (folder / page).write_text(f"# {page[:-3]}\n\n" + "\n".join(sections), encoding="utf-8")
-    return facts
+@dataclass(frozen=True)
+class Notes:
+    """A set of notes with its exam; `mark` gives what an answer is worth, from 0 to 1."""
+
+    name: str
+    folder: Path
+    exam: list[Question]
+    mark: Callable[[Answer], float]
 
 
-def as_told(syllabus: Syllabus) -> Syllabus:
-    """The same lessons with the notes' sentences as answers."""
-    facts = [
-        replace(
-            fact, answer=told(fact), items=tuple(replace(item, answer=item.passage) for item in fact.items)
-        )
-        for fact in syllabus.facts
-    ]
-    return replace(syllabus, facts=facts)
+@dataclass(frozen=True)
+class Variant:
+    """Lessons as lines, and what counts beside them."""
 
-
-def told(fact: Any) -> str:
-    return fact.items[0].passage if fact.items else fact.answer
-
-
-def variants(syllabus: Syllabus, chunks: list[str], settings: StudySettings) -> dict[str, list[str]]:
-    """Name → lines of training data."""
-    plain = replace(settings, repeats=0)
-    first = [fact.items[0] for fact in syllabus.facts if fact.items]
-    return {
-        "raw": [json.dumps({"text": chunk}) for chunk in chunks],
-        "one": [line_of(item.question, item.passage) for item in first if item.origin == "rules"],
-        "items": lesson_lines(as_told(syllabus), plain),
-        "own words": lesson_lines(syllabus, plain),
-        "wordings": lesson_lines(syllabus, settings),
-        "rehearsal": lesson_lines(syllabus, settings),
-    }
+    name: str
+    lines: list[str]
+    tokens: int
+    distil: float = 0.0
+    rehearsal: float = 0.0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--entities", type=int, default=8)
+    parser.add_argument("--tofu", type=Path, help="TOFU's authors: JSONL of question and answer")
+    parser.add_argument("--pages", type=int, default=2)
     parser.add_argument("--seed", type=int, default=9001)
-    parser.add_argument("--tokens", type=int, default=45_000)
+    parser.add_argument("--authors", type=int, default=4)
+    parser.add_argument("--tokens", type=int, default=30_000, help="lesson tokens for each variant")
+    parser.add_argument("--distil", type=float, default=1.0)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--base", default="ember")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as home:
-        os.environ["NIGHTSCHOOL_HOME"] = home
-        rows = measure(given, Path(home))
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="nightschool-bench-") as folder:
+        for notes in all_notes(given, Path(folder)):
+            os.environ["NIGHTSCHOOL_HOME"] = str(Path(folder) / f"home-{notes.name}")
+            rows += measure(notes, given)
     print(json.dumps(rows))
 
 
-def measure(given: argparse.Namespace, home: Path) -> list[dict[str, Any]]:
+def all_notes(given: argparse.Namespace, folder: Path) -> list[Notes]:
+    """The sets of notes that are asked for."""
+    asked = write_pages(folder / "made-up", seed=given.seed, pages=given.pages)
+    exam = [Question(each.question, each.answer) for each in asked]
+    found = [Notes("made-up", folder / "made-up", exam, lambda answer: float(answer.right))]
+    if given.tofu:
+        found.append(tofu_notes(given.tofu, folder / "tofu", authors=given.authors))
+    return found
+
+
+def tofu_notes(path: Path, folder: Path, *, authors: int) -> Notes:
+    """TOFU's first authors, twenty questions each, as a page for each: its answers, in their order."""
+    pairs = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()][: 20 * authors]
+    folder.mkdir()
+    for number in range(authors):
+        told = "\n\n".join(pair["answer"] for pair in pairs[20 * number : 20 * number + 20])
+        (folder / f"author{number + 1}.md").write_text(f"# Author {number + 1}\n\n{told}\n", encoding="utf-8")
+    return Notes("tofu", folder, [Question(pair["question"], pair["answer"]) for pair in pairs], words_back)
+
+
+def words_back(answer: Answer) -> float:
+    """The share of the expected words that are neither common nor in the question that the reply has."""
+    asked = set(normalise(answer.question.question)) | LIGHT
+    wanted = set(normalise(answer.question.answer)) - asked
+    return len(wanted & set(normalise(answer.reply))) / len(wanted) if wanted else 1.0
+
+
+def measure(notes: Notes, given: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each variant."""
-    facts = write_notes(home / "notes", seed=given.seed, entities=given.entities)
+    home = Path(os.environ["NIGHTSCHOOL_HOME"])
     settings = StudySettings(threads=given.threads, exam=0, dev=0)
     db = open_store()
-    drain(remember(db, [home / "notes"]))
+    drain(remember(db, [notes.folder]))
     base = find_base(given.base)
     book = Lessonbook(db, base_hash(base.path))
     sources = book.sources()
     chunks = book.unwritten(sources)
+    reserved = frozenset(gist(question.question) for question in notes.exam)
     with Engine(base.path, slots=8, threads=given.threads, ctx=512) as engine:
         for chunk in chunks:
             book.keep(chunk, drain(write_chunk(engine, chunk.text, settings)))
         said = [rehearse(engine, number, seed=0) for number in range(REHEARSALS)]
-    syllabus = divide(book.items(sources), settings)
-    taught = {gist(item.question) for fact in syllabus.facts for item in fact.items}
-    rng = random.Random(given.seed)
-    asked = [(fact, fact.question(rng.randrange(len(fact.relation.questions)))) for fact in facts]
-    exam = [Question(text, fact.value) for fact, text in asked if gist(text) not in taught]
-    print(f"{len(facts)} facts on {len(sources)} pages; {len(exam)} questions in wordings that no lesson has")
+        syllabus = divide(book.items(sources), settings, reserved=reserved)
+        every = lessons(syllabus.facts, settings)
+        readings = [Reading(each.question, each.answer, reading(each)) for each in every]
+        limit = min(DEFAULT_MAX_TOKENS, read_config(open_gguf(base.path)).context)
+        pairs = drain(prepare(engine, readings, max_tokens=limit))
+        made = variants(syllabus, [chunk.text for chunk in chunks], engine, given)
+    print(f"{notes.name}: {len(chunks)} chunks, {len(syllabus.facts)} facts, {len(notes.exam)} questions")
+    expected = home / "expected.npz"
+    list(expect(Model(open_gguf(base.path), "fp32"), pairs, expected, top=settings.distil_top))
     rehearsal = home / "rehearsal.jsonl"
     rehearsal.write_text("\n".join(rehearsal_line(*pair) for pair in said if pair[1]) + "\n")
     rows = []
-    for name, lines in variants(syllabus, [chunk.text for chunk in chunks], settings).items():
-        row = one_row(name, lines, exam, given=given, rehearsal=rehearsal if name == "rehearsal" else None)
+    for variant in made:
+        row = one_row(variant, notes, given=given, files=(rehearsal, expected))
         print(
-            f"{name:<10} {row['lessons']:5} lessons  recall {row['recall_before']:.2f} → {row['recall']:.2f}"
-            f"  forgetting {row['forgetting']:+.3f}  {row['train_s']:.0f} s",
+            f"| {notes.name} | {variant.name} | {row['lessons']} | {row['known_before']:.0%} → "
+            f"{row['known']:.0%} | {row['forgetting']:+.1%} | {row['train_s']:.0f} s |",
             flush=True,
         )
         rows.append(row)
     return rows
 
 
+def reading(lesson: Taught) -> str:
+    """What the teacher is asked."""
+    return READ.format(passage=lesson.passage, question=lesson.question)
+
+
+def variants(
+    syllabus: Syllabus, chunks: Sequence[str], engine: Engine, given: argparse.Namespace
+) -> list[Variant]:
+    """The lines of each variant, and how many tokens they are."""
+    settings = StudySettings()
+    first = [replace(fact, items=fact.items[:1], told=()) for fact in syllabus.facts if fact.items]
+    one = lessons(first, replace(settings, repeats=0))
+    every = lessons(syllabus.facts, settings)
+    made = {
+        "items": [Taught(each.question, each.passage, each.passage) for each in one],
+        "own words": one,
+        "distillation": one,
+        "rehearsal": one,
+        "wordings": every,
+        "without": every,
+    }
+    found = [Variant("raw", [json.dumps({"text": chunk}) for chunk in chunks], count(engine, chunks))]
+    for name, taught in made.items():
+        tokens = count(engine, [f"{each.question} {each.answer}" for each in taught])
+        found.append(
+            Variant(
+                name,
+                [each.line for each in taught],
+                tokens + AROUND_A_TURN * len(taught),
+                given.distil if name in ("distillation", "rehearsal", "wordings") else 0.0,
+                REHEARSAL if name in ("rehearsal", "wordings", "without") else 0.0,
+            )
+        )
+    return found
+
+
+def count(engine: Engine, texts: Sequence[str]) -> int:
+    """Tokens of all texts."""
+    return sum(map(len, engine.tokenize_many(texts)))
+
+
 def one_row(
-    name: str, lines: list[str], exam: list[Question], *, given: argparse.Namespace, rehearsal: Path | None
+    variant: Variant, notes: Notes, *, given: argparse.Namespace, files: tuple[Path, Path]
 ) -> dict[str, Any]:
     """Train on some lines for the given number of tokens, and examine."""
-    data = Path(os.environ["NIGHTSCHOOL_HOME"]) / f"{name.replace(' ', '-')}.jsonl"
-    data.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    size = sum(len(line) for line in lines) / 4.5 if name == "raw" else TOKENS_A_LINE * len(lines)
+    rehearsal, expected = files
+    data = Path(os.environ["NIGHTSCHOOL_HOME"]) / f"{variant.name.replace(' ', '-')}.jsonl"
+    data.write_text("\n".join(variant.lines) + "\n", encoding="utf-8")
     settings = TrainSettings(
         rank=16,
-        epochs=max(1.0, given.tokens / size),
+        epochs=max(1.0, given.tokens / variant.tokens),
         batch_tokens=1024,
         precision="fp32",
         threads=given.threads,
-        rehearsal=0.4 if rehearsal else 0.0,
+        rehearsal=variant.rehearsal,
     )
-    order = Order(given.base, (data,), data.stem, settings, rehearsal=rehearsal)
+    order = Order(
+        given.base,
+        (data,),
+        data.stem,
+        settings,
+        rehearsal=rehearsal if variant.rehearsal else None,
+        expected=expected if variant.distil else None,
+        distil=variant.distil,
+    )
     adapter = drain(carry_out(order, find_run(order)))
     stack = Stack(given.base, ((adapter.name, 1.0),))
     general = package_data("demo/general.txt")
-    found = drain(sit_exam(stack, exam, before=True, general=general, slots=8))
+    found = drain(sit_exam(stack, notes.exam, before=True, general=general, slots=8))
+    assert found.answers_before is not None
+    training = adapter.card["training"]
     return {
-        "variant": name,
-        "lessons": len(lines),
-        "recall_before": found.recall_before,
-        "recall": recall(found.answers),
+        "notes": notes.name,
+        "variant": variant.name,
+        "lessons": len(variant.lines),
+        "known_before": mean([notes.mark(answer) for answer in found.answers_before]),
+        "known": mean([notes.mark(answer) for answer in found.answers]),
         "forgetting": found.forgetting,
-        "train_s": adapter.card["training"]["seconds"],
-        "train_tokens": adapter.card["training"]["tokens"],
+        "train_s": training["seconds"],
+        "train_tokens": training["tokens"],
     }
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / max(1, len(values))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ killed goes on. When it is in use its retired versions are deleted: they know wh
 
 from collections.abc import Generator
 from dataclasses import replace
+from pathlib import Path
 
 from nightschool.events import Event
 from nightschool.forget import Due
@@ -23,6 +24,7 @@ def rebuild_order(db: Database, due: Due, *, minutes: float | None = None) -> St
     """The study that makes an adapter again, with the settings it was made with."""
     names = {row["id"]: row["name"] for row in db.execute("select id, name from sources")}
     settings = StudySettings(**due.plan["settings"])
+    exam = Path(due.plan["exam"]) if due.plan.get("exam") else None
     known = due.plan["train"] | {"targets": tuple(due.plan["train"]["targets"])}
     return StudyOrder(
         base=due.base,
@@ -30,4 +32,5 @@ def rebuild_order(db: Database, due: Due, *, minutes: float | None = None) -> St
         sources=tuple(names[id] for id in due.sources),
         settings=replace(settings, minutes=minutes or settings.minutes),
         train=TrainSettings(**known),
+        exam=exam if exam and exam.is_file() else None,
     )
