@@ -15,7 +15,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 ROWS = {
     "words: know nothing": "errors paths events settings recipes receipt statements wordings",
     "files and rows": (
-        "gguf decoders memory store chunks rich_documents documents library datasets download hub "
+        "gguf pieces decoders memory store chunks rich_documents documents library datasets download hub "
         "peft adapters tuned jobs uploads"
     ),
     "processes and tensors": (
@@ -24,11 +24,12 @@ ROWS = {
     ),
     "the model": "templates lessons model lora",
     "learning": (
-        "quoting answer exam train precision distil evaluate check syllabus lessonbook writer teacher writing "
-        "rehearsal"
+        "quoting answer exam train precision distil evaluate scoring check syllabus lessonbook writer "
+        "teacher writing rehearsal"
     ),
     "whole pieces of work": (
-        "promotion examination forget leftovers merge export runs fit study rebuild demo fine_tune worker supervisor"
+        "promotion examination forget leftovers merge export runs fit study rebuild demo fine_tune worker "
+        "supervisor"
     ),
     "people and programs": "server cli __main__",
 }
@@ -37,7 +38,8 @@ ORDER = {name: place for place, name in enumerate(" ".join(ROWS.values()).split(
 # What only these modules may import, wherever in them it stands; everybody else goes through them.
 ONLY_IN = {
     "torch": (
-        "quants ops attention shapes conversion llama2c huggingface model lora train precision distil merge fit"
+        "quants ops attention shapes conversion llama2c huggingface model lora train precision distil "
+        "scoring merge fit"
     ),
     "xllamacpp": "_engine_child",
     "sqlite3": "store",

@@ -8,6 +8,9 @@ from fastapi import FastAPI
 from nightschool import __version__
 from nightschool.server import (
     chats,
+    completions,
+    dialects,
+    embeddings,
     files,
     fine_tuning,
     health,
@@ -47,6 +50,9 @@ def create_app(settings: ServeSettings) -> FastAPI:
     app.include_router(reference.router)
     app.include_router(models.router)
     app.include_router(chats.router)
+    app.include_router(completions.router)
+    app.include_router(dialects.router)
+    app.include_router(embeddings.router)
     app.include_router(files.router)
     app.include_router(fine_tuning.router)
     app.include_router(vector_stores.router)

@@ -1,4 +1,4 @@
-"""/v1/chat/completions, and the two other dialects for the same: /v1/responses and /v1/messages.
+"""/v1/chat/completions.
 
 An answer that needs nothing of ours is llama.cpp's own, handed on as it comes (relay). Several choices,
 memory, and tools that llama.cpp cannot be trusted with go through `choices`.

@@ -10,6 +10,7 @@ from nightschool.errors import NightschoolError
 from nightschool.server.engines import Engines
 from nightschool.server.models import resolve
 from nightschool.server.problems import ApiError
+from nightschool.server.scores import Scores
 from nightschool.server.searching import Searching
 from nightschool.settings import ServeSettings
 from nightschool.supervisor import Supervisor
@@ -24,6 +25,7 @@ class State:
         self.settings = settings
         self.engines = Engines(settings)
         self.searching = Searching(self.engines)
+        self.scores = Scores(settings.threads)
         self.merging = asyncio.Semaphore(1)  # held while adapters are merged: it takes memory
         chatting = self.engines.chatting
         self.supervisor = Supervisor(is_chatting=lambda: chatting.is_active, threads=settings.threads)
@@ -46,6 +48,7 @@ class State:
         if self._warming is not None:
             await asyncio.wait([self._warming])
         await asyncio.to_thread(self.supervisor.close)  # a job saves what it has
+        await self.scores.close()
         await self.searching.close()
         await self.engines.close()
 
