@@ -50,10 +50,11 @@ def status(here: Here, db: Store) -> shapes.Status:
 def bases(here: Here) -> shapes.Bases:
     """List the bases on this machine, and what training each of them would take."""
     default = resolve(here.settings.model).base.name
-    return shapes.Bases(bases=[_described(base, is_default=base.name == default) for base in list_bases()])
+    return shapes.Bases(bases=[describe_base(base, is_default=base.name == default) for base in list_bases()])
 
 
-def _described(base: Base, *, is_default: bool) -> shapes.Base:
+def describe_base(base: Base, *, is_default: bool = False) -> shapes.Base:
+    """A base as its file describes it, or with a problem where that cannot be read."""
     try:
         state = base.path.stat()
         found = _read(base, state.st_mtime_ns, state.st_size)
