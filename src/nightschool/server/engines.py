@@ -174,6 +174,11 @@ class Engines:
         """How many engines there are."""
         return sum(served.engine is not None for served in self._served.values())
 
+    @property
+    def bases(self) -> list[Base]:
+        """Those that an engine runs for."""
+        return [served.base for served in self._served.values() if served.engine]
+
     async def close(self) -> None:
         """End every engine; answers under way break."""
         for served in list(self._served.values()):
