@@ -16,6 +16,7 @@ from nightschool.server import (
     health,
     metrics,
     models,
+    ollama,
     own,
     reference,
     vector_stores,
@@ -56,7 +57,7 @@ def create_app(settings: ServeSettings) -> FastAPI:
     app.include_router(files.router)
     app.include_router(fine_tuning.router)
     app.include_router(vector_stores.router)
-    # app.include_router(ollama.router)
+    app.include_router(ollama.router)
     app.include_router(own.router)
     return app
 
