@@ -18,6 +18,7 @@ from nightschool.server import (
     models,
     ollama,
     own,
+    page,
     reference,
     vector_stores,
 )
@@ -59,6 +60,7 @@ def create_app(settings: ServeSettings) -> FastAPI:
     app.include_router(vector_stores.router)
     app.include_router(ollama.router)
     app.include_router(own.router)
+    app.include_router(page.router)
     return app
 
 

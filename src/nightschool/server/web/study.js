@@ -1,0 +1,111 @@
+// Ordering a study: for how long, on which base, and what it would do.
+
+import { call } from "./api.js";
+import { attempt, byId, element, redraw } from "./dom.js";
+import { count, duration, number } from "./figures.js";
+
+const PAUSE_MS = 300; // of typing, before the plan is asked for
+
+let tell = () => {};
+let sources = [];
+let timer = 0;
+
+/** `listener(job)` is called when a study is in the queue. */
+export function onQueued(listener) {
+  tell = listener;
+}
+
+export async function refresh() {
+  await Promise.all([drawBases(), drawPlan()]);
+}
+
+async function drawBases() {
+  const found = await attempt(byId("study-problem"), null, () => call("GET", "/bases"));
+  if (!found) return;
+  const bases = found.bases.filter((each) => each.can_train);
+  const select = byId("study-base");
+  const before = select.value;
+  redraw(select, bases.map(({ name }) => element("option", { value: name }, name)));
+  const wanted = bases.find((each) => each.name === before) ?? bases.find((each) => each.is_default) ?? bases[0];
+  if (wanted) select.value = wanted.name;
+}
+
+/** Let people choose among these sources; those that they took out stay out. */
+export function offer(found) {
+  sources = found;
+  const boxes = found.map(({ id, label }) =>
+    element("label", { class: "pick" }, element("input", { type: "checkbox", checked: true, value: id }), ` ${label}`),
+  );
+  redraw(byId("study-sources"), boxes.length ? boxes : element("p", { class: "hint" }, "None yet."));
+}
+
+function minutes() {
+  if (!byId("until-hour").checked) return Number(byId("minutes").value);
+  const [hour, minute] = byId("until").value.split(":").map(Number);
+  const then = new Date();
+  then.setHours(hour, minute, 0, 0);
+  const left = (then - Date.now()) / 60_000;
+  return Math.max(1, Math.round(left > 0 ? left : left + 24 * 60));
+}
+
+// What it would do --------------------------------------------------------------------------------
+
+function planSoon() {
+  clearTimeout(timer);
+  timer = setTimeout(drawPlan, PAUSE_MS);
+}
+
+async function drawPlan() {
+  const time = minutes();
+  if (!(time > 0) || !byId("study-name").validity.valid) return;
+  const asked = new URLSearchParams({ minutes: time, name: byId("study-name").value });
+  if (byId("study-base").value) asked.set("base", byId("study-base").value);
+  const plan = await attempt(byId("study-problem"), null, () => call("GET", `/study/plan?${asked}`));
+  if (!plan) return;
+  byId("plan").textContent = sentence(plan);
+  byId("study").disabled = plan.sources === 0;
+  byId("restart-label").hidden = !plan.unfinished;
+}
+
+function sentence(plan) {
+  if (!plan.sources) return "There is nothing to study yet: give it a note or a file first.";
+  const fresh = plan.new_chunks === plan.chunks ? "all new" : plan.new_chunks ? `${number(plan.new_chunks)} new` : "none new";
+  const times = Math.max(0.1, plan.epochs);
+  const said = [
+    `It would read ${count(plan.chunks, "passage")} of ${count(plan.sources, "source")} (${fresh}),`,
+    `make about ${number(plan.lesson_tokens)} tokens of lessons, and see them ${Number(times.toFixed(1))} times:`,
+    `about ${duration(plan.expected_minutes * 60)} of the ${duration(plan.minutes * 60)}.`,
+  ];
+  if (!plan.measured) said.push("That is a guess: no study on this base was timed yet.");
+  if (plan.waits) said.push(`${count(plan.waits, "passage")} would wait for the next study.`);
+  if (plan.unfinished) said.push("It goes on with the study that was stopped.");
+  return said.join(" ");
+}
+
+// Into the queue ----------------------------------------------------------------------------------
+
+async function order(event) {
+  event.preventDefault();
+  const button = byId("study");
+  if (button.getAttribute("aria-disabled")) return;
+  const wanted = { name: byId("study-name").value, restart: byId("restart").checked };
+  if (byId("study-base").value) wanted.base = byId("study-base").value;
+  if (byId("until-hour").checked) wanted.until = byId("until").value;
+  else wanted.minutes = Number(byId("minutes").value);
+  const boxes = [...byId("study-sources").querySelectorAll("input")];
+  const ids = boxes.filter((box) => box.checked).map((box) => Number(box.value));
+  if (ids.length < sources.length) wanted.sources = ids;
+  const job = await attempt(byId("study-problem"), button, () => call("POST", "/study", wanted));
+  if (!job) return;
+  byId("restart").checked = false;
+  await tell(job);
+  byId("jobs-title").tabIndex = -1;
+  byId("jobs-title").focus();
+  byId("jobs-title").scrollIntoView({ block: "start" });
+}
+
+for (const id of ["minutes", "until"]) {
+  byId(id).addEventListener("focus", () => (byId(id === "until" ? "until-hour" : "for-minutes").checked = true));
+}
+byId("study-form").addEventListener("input", planSoon);
+byId("study-form").addEventListener("submit", order);
