@@ -44,7 +44,7 @@ from nightschool.server.state import Here, State
 OLLAMA_VERSION = "0.12.6"  # whose API this follows: clients ask before they use what is newer
 READ_ONLY = {"create", "copy", "delete", "pull", "push", "blobs"}
 KNOWN = {"version", "tags", "ps", "show", "chat", "generate", "embed", "embeddings"}
-EMBED_PATH = "/v1/embeddings"
+COMPLETIONS, EMBEDDINGS = "/v1/completions", "/v1/embeddings"
 EMBEDDED_AT_ONCE = 64
 MARKS = 2  # tokens that a model may put before and after a text; all others have at least a byte
 
@@ -272,11 +272,6 @@ class Telling:
         else:
             await out.json(last)
 
-    def count(self, *, prompt_tokens: int, completion_tokens: int, reason: str) -> None:
-        """What the answer took, where it was not said in a chunk."""
-        self._usage = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
-        self._reason = reason
-
     def _done_reason(self) -> str:
         return "length" if self._reason == "length" else "stop"
 
@@ -357,21 +352,19 @@ async def _order(here: State, target: Target, request: ChatRequest) -> Order | J
 
 def _going_on(here: State, target: Target, request: ChatRequest, prompt: str, telling: Telling) -> Work:
     """What follows a text, without any template."""
-    body = request.sampling() | {"prompt": prompt, "n_predict": request.max_tokens or FOREVER}
+    body = request.sampling() | {"prompt": prompt, "max_tokens": request.max_tokens or FOREVER}
+    body["stream_options"] = {"include_usage": True}
     if request.response_format and (grammar := request.response_format.grammar()):
         body["grammar"] = grammar
 
     async def work(out: Out) -> None:
-        async with aclosing(here.engines.events(target, "/completion", body)) as events:
+        async with aclosing(here.engines.events(target, COMPLETIONS, body)) as events:
             async for event in events:
-                if text := event.get("content"):
-                    await telling.say({"content": text}, out)
-                if event.get("stop"):
-                    telling.count(
-                        prompt_tokens=event["tokens_evaluated"],
-                        completion_tokens=event["tokens_predicted"],
-                        reason="length" if event.get("stop_type") == "limit" else "stop",
-                    )
+                pieces = [
+                    {"delta": {"content": choice["text"]}, "finish_reason": choice["finish_reason"]}
+                    for choice in event["choices"]
+                ]
+                await telling.hear({"choices": pieces, "usage": event.get("usage")}, out)
         await telling.finish(out)
 
     return work
@@ -425,7 +418,7 @@ async def _vectors(
     tokens = 0
     for start in range(0, len(inputs), EMBEDDED_AT_ONCE):
         body = {"input": inputs[start : start + EMBEDDED_AT_ONCE]}
-        said = await here.engines.request(target, EMBED_PATH, body, embedding=True)
+        said = await here.engines.request(target, EMBEDDINGS, body, embedding=True)
         data = sorted(said["data"], key=lambda entry: entry["index"])
         found += [entry["embedding"] for entry in data]
         tokens += said["usage"]["prompt_tokens"]
