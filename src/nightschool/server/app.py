@@ -20,6 +20,7 @@ from nightschool.server import (
     own,
     page,
     reference,
+    tokens,
     vector_stores,
 )
 from nightschool.server.problems import LastResort, add_handlers
@@ -55,6 +56,7 @@ def create_app(settings: ServeSettings) -> FastAPI:
     app.include_router(completions.router)
     app.include_router(dialects.router)
     app.include_router(embeddings.router)
+    app.include_router(tokens.router)
     app.include_router(files.router)
     app.include_router(fine_tuning.router)
     app.include_router(vector_stores.router)
