@@ -246,7 +246,7 @@ def carry_out(
         card |= {"rehearsal_lessons": len(rehearsal), "receipt": asdict(meter.receipt())}
         return save_adapter(name, lora.weights(), alpha=lora.alpha, rank=lora.rank, base=file, card=card)
 
-    first = math.ceil(settings.epochs or 1) - snapshots + 1
+    first = max(1, math.ceil(settings.epochs or 1) - snapshots + 1)  # 0 is the midst of an epoch
     yield from _with_snapshots(
         _logged(steps, run, now), first, lambda step: save(snapshot_name(order.name, step))
     )
