@@ -11,10 +11,10 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
@@ -32,6 +32,7 @@ MAX_BASES = 2  # held in memory at once; the one that was not asked for longest 
 AT_ONCE = 24  # requests an engine is sent at once, the rest wait here: each holds one of its HTTP threads
 LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=2.0)
 
+Result = TypeVar("Result")
 Stamp = tuple[int, int, int]  # of a file: which, how long, how old
 
 
@@ -111,7 +112,7 @@ class Served:
         """Start the engine, or load into it what it lacks; one change at a time."""
         async with self.changing:
             if not self.has(wanted):
-                await asyncio.to_thread(self._change, wanted)
+                await _to_its_end(lambda: self._change(wanted))
         assert self.engine
         return self.engine
 
@@ -142,7 +143,7 @@ class Served:
         process = self.engine.borrow()
         if process is None:
             async with self.changing:
-                process = await asyncio.to_thread(self.restart)
+                process = await _to_its_end(self.restart)
         return process
 
     async def give_back(self, process: EngineProcess) -> None:
@@ -157,6 +158,17 @@ class Served:
             engine, self.engine, self.loaded = self.engine, None, {}
             if engine:
                 await asyncio.to_thread(engine.close)
+
+
+async def _to_its_end(work: Callable[[], Result]) -> Result:
+    """Do it in a thread, which nobody can stop: who is cancelled waits too, or another would begin as well."""
+    task = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(task)
+    finally:
+        while not task.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([task])
 
 
 class Engines:
@@ -244,7 +256,7 @@ class Engines:
         if key not in self._served:
             settings = EngineSettings(
                 ctx=self.settings.ctx,
-                slots=self.settings.slots,
+                slots=1 if embedding else self.settings.slots,  # side by side, llama.cpp mixes vectors up
                 threads=self.settings.threads,
                 embedding=embedding,
             )

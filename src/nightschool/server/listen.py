@@ -4,6 +4,7 @@ Answers under way are told that the server stops, so that it need not wait for t
 """
 
 import asyncio
+import logging
 import socket
 from collections.abc import Callable
 from types import FrameType
@@ -32,6 +33,7 @@ def serve(settings: ServeSettings, ready: Ready) -> None:
         resolve(settings.model)
     except ApiError as error:
         raise NightschoolError(error.message) from error
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of clients that leave
     with _listen(settings) as listening:
         config = uvicorn.Config(
             app,
