@@ -161,7 +161,7 @@ class Served:
 
 
 async def _to_its_end(work: Callable[[], Result]) -> Result:
-    """Do it in a thread, which nobody can stop: who is cancelled waits too, or another would begin as well."""
+    """Do it in a thread, which nobody can stop: who is cancelled waits too, or another would begin."""
     task = asyncio.ensure_future(asyncio.to_thread(work))
     try:
         return await asyncio.shield(task)
