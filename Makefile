@@ -10,11 +10,12 @@ INSTALL = $(BIN)/pip install --disable-pip-version-check -c constraints.txt
 CODE := src tests bench recipes docs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench docs clean
+.PHONY: help demo test clients check format bench docs clean
 
 help:
 	@echo "make demo     set up, then teach the embedded model a page of notes and examine it"
 	@echo "make test     set up with the test tools, then the whole test suite, lint and types"
+	@echo "make clients  set up with other people's programs too, then test them against a server"
 	@echo "make check    lint and types only"
 	@echo "make format   put the code into the form that check asks for"
 	@echo "make bench    measure training beside PEFT on this machine (SHAPE=135M, 360M, 1B, 7B or 13B)"
@@ -27,6 +28,9 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-for-tests
 	$(BIN)/python -m pytest
 	@$(MAKE) --no-print-directory check
+
+clients: $(VENV)/installed-clients
+	$(BIN)/python -m pytest tests/test_clients.py
 
 check: $(VENV)/installed-for-tests
 	$(BIN)/ruff check $(CODE)
@@ -55,6 +59,13 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/python-is-new-enough
 $(VENV)/installed-for-tests: pyproject.toml constraints.txt | $(VENV)/python-is-new-enough
 	$(INSTALL) --editable '.[test]'
 	@touch $@ $(VENV)/installed
+
+# LlamaIndex's package for chats stands on an older openai than ours: it lies apart. Node is optional.
+$(VENV)/installed-clients: $(VENV)/installed-for-tests tests/clients/package-lock.json
+	$(INSTALL) --editable '.[test,clients]'
+	$(BIN)/pip install --disable-pip-version-check --no-deps --upgrade --target $(VENV)/clients -r tests/clients/apart.txt
+	if command -v npm >/dev/null; then npm ci --no-audit --no-fund --prefix tests/clients; fi
+	@touch $@
 
 # Only this stamp says that the environment is whole: venv leaves half of one behind where it fails.
 $(VENV)/python-is-new-enough:
