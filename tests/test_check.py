@@ -1,5 +1,7 @@
 """What passes the check and what does not."""
 
+from dataclasses import replace
+
 import pytest
 
 from nightschool.check import Item, agreed, is_question, judge, new_words, one_sentence, without_duplicates
@@ -32,6 +34,14 @@ def test_a_reply_is_believed_only_as_far_as_the_passage_goes(reply, reason):
     assert verdict.is_kept == (not reason)
     if verdict.is_kept:
         assert verdict.item.value == "pilot"
+
+
+def test_a_name_that_a_small_model_broke_is_noticed():
+    told = "The orange canoe belongs to Ludo Farrant."
+    item = Item(told, "Who owns the orange canoe?", told, "Ludo Farrant")
+    assert judge(item, "The orange can belongs to Ludo Farrant.").item.answer == told
+    assert judge(item, "The orange canoe is owned by Ludo Farrant.").item.answer != told
+    assert "'can'" in judge(replace(item, origin="model"), "The orange can belongs to Ludo Farrant.").reason
 
 
 def test_the_rules_answer_stays_where_the_model_fails():

@@ -36,6 +36,7 @@ UNITS = frozenset(
     "kilometre kilometres kilo kilos kilogram kilograms gram grams litre litres degree degrees".split()
 )
 LONGEST_ANSWER = 40  # words
+ALIKE = 3  # letters at the beginning, of a word and what a small model made of it
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,8 @@ def unsupported(item: Item, reply: str) -> str:
     units = [word for word in parts(reply) if word.lower() in UNITS and base_form(word.lower()) not in known]
     if units and units[0].lower() not in known:
         return f"{units[0]!r} does not stand in the passage"
+    if broken := garbled(item, reply):
+        return f"{broken!r} does not stand in the passage"
     mixed = next(
         (pair for pair in names(reply) if pair not in names(item.passage + ". " + item.question)), None
     )
@@ -113,6 +116,16 @@ def unsupported(item: Item, reply: str) -> str:
     if item.value:
         return "" if contains(reply, item.value) else "the answer is another one"
     return "" if new_words(item, reply) else "the answer says nothing from the passage"
+
+
+def garbled(item: Item, reply: str) -> str:
+    """A word that a small model broke: it begins like one of passage and question, and stands for it."""
+    said, asked = ({word.lower() for word in parts(text)} for text in (reply, item.question))
+    passage = {word.lower() for word in parts(item.passage)}
+    known = {base_form(word) for word in passage | asked}
+    lost = {word for word in passage & asked - said - LIGHT if len(word) > ALIKE}
+    strange = [word for word in parts(reply) if base_form(word.lower()) not in known]
+    return next((word for word in strange for each in lost if word.lower()[:ALIKE] == each[:ALIKE]), "")
 
 
 def parts(text: str) -> list[str]:

@@ -74,10 +74,11 @@ class StudySettings:
         "Share of the lessons that are of sources studied before, where time is too short to learn them anew",
     )
     distil: float = setting(
-        0.0, "Weight of what the base expects when it reads the passage, beside the words; 0 for none"
+        1.0, "Weight of what the base expects when it reads the passage, beside the words; 0 for none"
     )
     distil_top: int = setting(16, "How many of its likeliest tokens are kept for that, at each place")
     epochs: float = setting(3.0, "How often each lesson is seen, if the time allows")
+    steps: int = setting(240, "Steps of training at least: few lessons are seen more often, up to 10 times")
     patience: int = setting(
         3,
         "Stop training after so many half epochs that bring nothing on the questions set aside; 0 for never",
@@ -104,3 +105,4 @@ class ServeSettings:
     slots: int = setting(4, "Chats answered side by side")
     ctx: int = setting(0, "Tokens that a chat may hold; 0 for what the base was made for, at most 4096")
     threads: int = setting(0, "CPU threads; 0 for all cores")
+    nice: int = setting(10, "How far training gives way to other programs: 0 not at all, 19 always")

@@ -62,7 +62,8 @@ PREPARING_SHARE = 0.2  # of what is left then, for rehearsing, and again for dis
 TRAINING_SHARE = 0.8  # of what is left then, as planned
 STOPPING_SHARE = 0.9  # and at most; the rest is for the exam
 MIN_TRAINING_S = 10.0  # however late it is: an adapter that learned nothing is of no use
-MIN_EPOCHS = 0.1
+MIN_EPOCHS, MAX_EPOCHS = 0.1, 10.0
+BATCH_TOKENS = 1024  # in a step: many small steps teach facts better than few large ones
 MEASURE_EPOCHS = 0.5
 CHARACTERS_A_TOKEN = 6.5  # of a line of lessons, the JSON around it included, about
 TOKENS_A_REHEARSAL = 100  # what one text of the base gives, about
@@ -277,7 +278,7 @@ class Night:
             f"{self.figures['facts']:,} facts; {len(questions)} questions in the exam"
         )
         speed = self.speed()
-        everything = self.training_tokens() * self.settings.epochs
+        everything = self.training_tokens() * self.wanted_epochs()
         goes_on = bool(syllabus.earlier) and everything > self.left_s * TRAINING_SHARE * speed
         self.note(goes_on=goes_on)
         self.note(lesson_tokens=round(self.training_tokens()), planned_tokens_per_s=round(speed, 1))
@@ -319,6 +320,11 @@ class Night:
             / CHARACTERS_A_TOKEN
             / (1 - self.settings.rehearsal)
         )
+
+    def wanted_epochs(self) -> float:
+        """How often each lesson is to be seen: as often as asked, and more often where there are few."""
+        many = self.settings.steps * BATCH_TOKENS / self.training_tokens()
+        return max(self.settings.epochs, min(many, MAX_EPOCHS))
 
     def speed(self) -> float:
         """Tokens trained a second, as in the last study on this base; measured before there is one."""
@@ -386,11 +392,10 @@ class Night:
         deadline = Deadline(now + left_s * TRAINING_SHARE, now + left_s * STOPPING_SHARE)
         if "epochs" not in self.figures:  # decided once: a resumed run must be the same one
             epochs = left_s * TRAINING_SHARE * self.speed() / self.training_tokens()
-            self.note(epochs=max(MIN_EPOCHS, min(self.settings.epochs, epochs)))
-            if self.figures["epochs"] < self.settings.epochs:
-                yield Notice(
-                    f"The time allows {self.figures['epochs']:.1f} of {self.settings.epochs:g} epochs."
-                )
+            wanted = self.wanted_epochs()
+            self.note(epochs=round(max(MIN_EPOCHS, min(wanted, epochs)), 2))
+            if epochs < wanted:
+                yield Notice(f"The time allows {self.figures['epochs']:.1f} of {wanted:.1f} epochs.")
         order = self.training_order()
         run = begun_run(order)
         if exists(self.candidate) and find_adapter(self.candidate).card.get("run") == self.figures.get("run"):
@@ -427,6 +432,7 @@ class Night:
             rank=asked.rank or self.settings.rank,
             lr=asked.lr or self.settings.lr,
             epochs=asked.epochs or self.figures["epochs"],
+            batch_tokens=asked.batch_tokens or BATCH_TOKENS,
             rehearsal=self.settings.rehearsal,
             seed=self.settings.seed,
             threads=self.settings.threads,

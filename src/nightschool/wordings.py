@@ -84,7 +84,7 @@ PHRASES: tuple[tuple[str, tuple[str, ...]], ...] = (
         ("What is {s} allergic to?", "Which allergy does {s} have?", "What must {s} not have?"),
     ),
     (
-        rf"(?:gets up|wakes up|wakes|rises) at (?P<v>{TIME})",
+        rf"(?:gets up|wakes up|wakes|rises) at (?P<v>{TIME})(?:,.*)?",
         ("When does {s} get up?", "What time does {s} get up?", "At what time does {s} wake up?"),
     ),
     (
