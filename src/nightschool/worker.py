@@ -1,4 +1,4 @@
-"""The program that does one job: `python -m nightschool.worker JOB`, a child of the supervisor.
+"""The program that does one job: `python -m nightschool.worker JOB NICE`, a child of the supervisor.
 
 It consumes the generators that the command line draws, and writes what they say into the store. Commands come
 as lines on stdin and are obeyed between two events: closing the work saves it, so that it can go on.
@@ -10,7 +10,7 @@ as lines on stdin and are obeyed between two events: closing the work saves it, 
     (end)    the supervisor is gone or stops: save, put the job back into the queue, end
 
 `hold` is obeyed in the midst of a step too, between two operations of the model, unless a transaction is
-open. The work runs at the lowest priority: whatever a person does on the machine comes first.
+open. The work gives way to what else runs on the machine.
 """
 
 import _thread
@@ -40,7 +40,6 @@ from nightschool.study import StudyOrder, study
 HOLD, GO, STOP = "hold", "go", "stop"
 WRITE_EVERY_S = 0.5
 TOLD_STEPS = 100  # of a job's steps, so many are told in its log
-LOWEST_NICE = 19
 
 log = logging.getLogger("nightschool.worker")
 
@@ -107,7 +106,7 @@ class Recorder:
         self.told: list[tuple[str, dict[str, Any] | None]] = []
         self.progress: dict[str, Any] = {}
         self.task, self.task_began, self.task_first = "", now(), 0
-        self.written_s = 0.0
+        self.written_s, self.written_task = 0.0, ""
 
     def keep(self, event: Event) -> None:
         """Take in an event."""
@@ -120,7 +119,8 @@ class Recorder:
                 self._step(event)
             case Progress():
                 self._progress(event)
-        if time.monotonic() - self.written_s >= WRITE_EVERY_S:
+        now = time.monotonic()
+        if self.progress.get("task") != self.written_task or now - self.written_s >= WRITE_EVERY_S:
             with suppress(StoreError):  # another command writes for long: the next event tries again
                 self.write()
 
@@ -165,7 +165,7 @@ class Recorder:
                 jobs.tell(self.db, self.id, message, data=data)
             jobs.note(self.db, self.id, stage=self.stage(), progress=self.progress)
         self.steps, self.told = [], []
-        self.written_s = time.monotonic()
+        self.written_s, self.written_task = time.monotonic(), self.progress.get("task", "")
 
 
 def stages(db: Database, job: Job) -> Callable[[], str]:
@@ -286,21 +286,19 @@ def reason_of(error: BaseException) -> tuple[str, str, str | None]:
     return f"Something went wrong inside ({said}). This is a mistake of the program's.", "server_error", None
 
 
-def come_last() -> None:
-    """Let everything else on the machine go first."""
+def give_way(nice: int) -> None:
+    """Let other programs go first."""
     if os.name == "nt":
-        psutil.Process().nice(psutil.BELOW_NORMAL_PRIORITY_CLASS)
+        psutil.Process().nice(psutil.BELOW_NORMAL_PRIORITY_CLASS if nice else psutil.NORMAL_PRIORITY_CLASS)
         return
-    os.nice(LOWEST_NICE)
-    try:  # where Linux shares the processor among sessions, niceness counts within each alone
-        Path("/proc/self/autogroup").write_text(str(LOWEST_NICE))
-    except OSError:
-        pass
+    os.nice(nice)
+    with suppress(OSError):  # where Linux shares the processor among sessions, niceness counts within each
+        Path("/proc/self/autogroup").write_text(str(nice))
 
 
-def main(id: str, commands: IO[bytes]) -> int:
+def main(id: str, nice: int, commands: IO[bytes]) -> int:
     """Do the job of that id; whatever goes wrong is in its row, and in the log for a programmer."""
-    come_last()
+    give_way(nice)
     with closing(open_store()) as db:
         control = Control(commands, may_hold=lambda: not db.in_transaction)
         control.start()
@@ -317,4 +315,6 @@ def main(id: str, commands: IO[bytes]) -> int:
 if __name__ == "__main__":
     logging.basicConfig()
     # Unbuffered: at the end of the program a thread still reads, and must not hold a buffer's lock.
-    raise SystemExit(main(sys.argv[1], open(sys.stdin.fileno(), "rb", buffering=0, closefd=False)))
+    raise SystemExit(
+        main(sys.argv[1], int(sys.argv[2]), open(sys.stdin.fileno(), "rb", buffering=0, closefd=False))
+    )

@@ -100,16 +100,16 @@ def check_method(order: shapes.Order) -> None:
 
 def start_of(target: Target, name: str) -> str | None:
     """The adapter to go on from; None for a bare base. Raises ApiError for what cannot be gone on from."""
-    if not target.adapters:
+    if not target.adapters and not target.memory:
         return None
-    (adapter, scale), *others = target.adapters
-    if others or scale != 1 or target.memory:
+    if len(target.adapters) != 1 or target.adapters[0][1] != 1 or target.memory:
         raise ApiError(
             400,
             f"{name[:200]!r} cannot be trained further: name a base, or one adapter at its full scale.",
             param="model",
             code="invalid_model",
         )
+    adapter = target.adapters[0][0]
     if not find_adapter(adapter).card.get("settings", {}).get("targets"):
         raise ApiError(
             400,

@@ -2,9 +2,11 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 Auto = Literal["auto"]
+RANGES = {"n_epochs": (1, 1000), "batch_size": (1, 4096), "learning_rate_multiplier": (1e-3, 100)}
 Text = Annotated[str, Field(min_length=1, max_length=512)]
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
@@ -20,15 +22,20 @@ class Asked(BaseModel):
 class Hyperparameters(Asked):
     """What may be chosen; "auto" leaves it to us."""
 
-    n_epochs: Auto | Annotated[int, Field(ge=1, le=1000)] | None = Field(
-        default="auto", description="How often each example is seen"
-    )
-    batch_size: Auto | Annotated[int, Field(ge=1, le=4096)] | None = Field(
-        default="auto", description="Examples in one step"
-    )
-    learning_rate_multiplier: Auto | Annotated[float, Field(gt=0, le=100)] | None = Field(
+    n_epochs: int | Auto | None = Field(default="auto", description="How often each example is seen")
+    batch_size: int | Auto | None = Field(default="auto", description="Examples in one step")
+    learning_rate_multiplier: float | Auto | None = Field(
         default="auto", description="Times the learning rate that is chosen for the base"
     )
+
+    @field_validator(*RANGES)
+    @classmethod
+    def within_range(cls, value: float | Auto | None, info: ValidationInfo) -> float | Auto | None:
+        """Here rather than in the types: an error of a union names its members instead of the mistake."""
+        low, high = RANGES[info.field_name or ""]
+        if value in (None, "auto") or (not isinstance(value, str) and low <= (value or 0) <= high):
+            return value
+        raise PydanticCustomError("range", f"it must be from {low:g} to {high:g}, or 'auto'")
 
 
 class Supervised(Asked):

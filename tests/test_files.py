@@ -1,0 +1,158 @@
+"""Uploaded files: through the real OpenAI client, and what must not get in."""
+
+import io
+import time
+from contextlib import closing
+
+import httpx
+import openai
+import pytest
+from serving import serving
+
+from nightschool import datasets, jobs, uploads
+from nightschool.store import open_store
+
+GOOD = b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}'
+NO_ANSWER = b'{"messages": [{"role": "user", "content": "a"}]}'
+TOOL = b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [{"id": "1"}]}]}'
+PREFERENCE = b'{"input": {}, "preferred_output": [], "non_preferred_output": []}'
+
+
+@pytest.fixture
+def server():
+    with serving() as found:
+        yield found
+
+
+@pytest.fixture
+def client(server):
+    with server.openai() as found:
+        yield found
+
+
+def bytes_kept(home):
+    return sorted((home / "files").iterdir()) if (home / "files").exists() else []
+
+
+def test_a_file_is_kept_listed_read_and_deleted(client, home):
+    made = client.files.create(file=("examples.jsonl", GOOD), purpose="fine-tune")
+    assert made.id.startswith("file-")
+    assert (made.bytes, made.filename, made.purpose) == (len(GOOD), "examples.jsonl", "fine-tune")
+    assert client.files.wait_for_processing(made.id).status == "processed"
+    assert client.files.content(made.id).read() == GOOD
+    assert client.files.retrieve(made.id) == made
+    assert bytes_kept(home)[0].stat().st_mode & 0o077 == 0  # nobody else's to read
+    note = client.files.create(file=("note.md", b"# Boiler"), purpose="assistants")
+    assert [file.id for file in client.files.list()] == [note.id, made.id]
+    assert [file.id for file in client.files.list(order="asc", limit=1)] == [made.id, note.id]  # two pages
+    assert [file.id for file in client.files.list(purpose="fine-tune")] == [made.id]
+    assert client.files.delete(made.id).deleted
+    assert [file.id for file in client.files.list()] == [note.id]
+    assert len(bytes_kept(home)) == 1
+    with pytest.raises(openai.NotFoundError, match=f"No such File object: {made.id}"):
+        client.files.content(made.id)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (GOOD + b"\n" + NO_ANSWER, "line 2: has no assistant turn to learn from"),
+        (GOOD + b"\n\n{broken\n" + GOOD, "line 3: is not JSON"),
+        (GOOD + b"\n[1, 2]", "line 2: is not a JSON object"),
+        (GOOD + b"\n" + TOOL, "line 2: message 2 calls a tool"),
+        (PREFERENCE, "line 1: has no list 'messages'"),
+        (b'{"prompt": "a", "completion": "b"}', "line 1: has no list 'messages'"),
+        (GOOD + b'\n{"messages": [{"role": "user", "content": "\xff"}]}', "line 2: is not UTF-8"),
+        (b"[" * 100_000, "line 1: is not JSON: nested too deeply"),
+        (b"GGUF\0\0\0\0", "line 1: is not"),
+        (b"\n \n", "holds no examples"),
+        (b"", "is empty"),
+    ],
+)
+def test_examples_that_cannot_be_used_are_refused_by_line_and_not_kept(client, home, content, said):
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.files.create(file=("examples.jsonl", content), purpose="fine-tune")
+    assert said in refused.value.body["message"]
+    assert refused.value.body["param"] == "file"
+    assert refused.value.body["type"] == "invalid_request_error"
+    assert not list(client.files.list())
+    assert not bytes_kept(home)
+
+
+def test_too_much_is_refused(client, home, monkeypatch):
+    monkeypatch.setattr(datasets, "LINE_LIMIT", 200)
+    monkeypatch.setattr(datasets, "LINES_LIMIT", 3)
+    monkeypatch.setattr(uploads, "MAX_BYTES", 1 << 20)
+    long = GOOD.replace(b'"a"', b'"' + b"a" * 300 + b'"')
+    for content, said in (
+        (GOOD + b"\n" + long, "line 2: is longer than"),
+        (b"\n".join([GOOD] * 4), "line 4: is one more than the 3 examples"),
+        (b"x" * (1 << 20) + b"x", "is larger than 1 MB"),
+    ):
+        with pytest.raises(openai.BadRequestError, match=said):
+            client.files.create(file=("examples.jsonl", content), purpose="fine-tune")
+    assert not bytes_kept(home)
+
+
+@pytest.mark.parametrize(
+    ("filename", "shown", "suffix"),
+    [
+        ("../../../etc/cron.d/x.md", "x.md", ".md"),
+        ("C:\\Users\\me\\notes.TXT", "notes.TXT", ".txt"),
+        ("a\r\nSet-Cookie: b.md", "aSet-Cookie: b.md", ".md"),
+        ("run.sh.exe", "run.sh.exe", ""),
+        (".bashrc", ".bashrc", ""),
+        ("ü" * 300 + ".md", "ü" * 200, ""),
+    ],
+)
+def test_a_name_is_for_people_and_decides_no_path(client, home, filename, shown, suffix):
+    with closing(open_store()) as db:  # the client would tidy such names up
+        made = uploads.save(db, io.BytesIO(b"text"), filename=filename, purpose="user_data")
+    assert made.filename == shown
+    assert [path.name for path in bytes_kept(home)] == [made.id + suffix]
+    assert client.files.content(made.id).read() == b"text"
+
+
+@pytest.mark.parametrize("purpose", ["batch", "vision", "evals", "fine-tune-results", "anything"])
+def test_other_purposes_are_refused(client, purpose):
+    with pytest.raises(openai.BadRequestError, match="must be one of fine-tune, assistants, user_data"):
+        client.files.create(file=("a.jsonl", GOOD), purpose=purpose)
+
+
+def test_what_is_no_upload_is_refused(server):
+    def post(**sent):
+        return httpx.post(server.url + "/v1/files", trust_env=False, **sent)
+
+    for answer in (
+        post(data={"purpose": "fine-tune"}, files={"other": b"x"}),
+        post(data={"purpose": "fine-tune", "url": "http://example.com"}, files={"file": ("a.jsonl", GOOD)}),
+        post(files={"file": ("a.jsonl", GOOD)}),
+        post(json={"purpose": "fine-tune", "file": "/etc/passwd"}),
+        post(data={"purpose": "fine-tune", "file": "/etc/passwd"}, files={"x": b"x"}),
+    ):
+        assert answer.status_code == 400, answer.text
+        assert answer.json()["error"]["message"]
+
+
+def test_a_file_can_be_kept_for_a_while(client, home, monkeypatch):
+    made = client.files.create(
+        file=("note.md", b"text"),
+        purpose="user_data",
+        expires_after={"anchor": "created_at", "seconds": 3600},
+    )
+    assert made.expires_at == made.created_at + 3600
+    later = time.time() + 3700
+    monkeypatch.setattr(time, "time", lambda: later)
+    assert not list(client.files.list())
+    assert not bytes_kept(home)
+
+
+def test_a_file_that_a_job_needs_cannot_be_deleted(client, server):
+    made = client.files.create(file=("examples.jsonl", GOOD), purpose="fine-tune")
+    with closing(open_store()) as db:
+        spec = {"training_file": made.id}
+        job = jobs.add(db, jobs.FINE_TUNING, name="a", model="ember", spec=spec, state=jobs.PAUSED)
+        with pytest.raises(openai.ConflictError, match=f"{job.id!r} needs this file"):
+            client.files.delete(made.id)
+        jobs.ask(db, job.id, jobs.CANCEL)
+    assert client.files.delete(made.id).deleted
