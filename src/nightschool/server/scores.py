@@ -65,22 +65,28 @@ class Scores:
 
     async def _exchange(self, line: bytes) -> list[Scored]:
         async with self._turn:
-            process = await self._started()
-            assert process.stdin and process.stdout
-            try:
-                process.stdin.write(line)
-                await process.stdin.drain()
-                said = await process.stdout.readline()
-            except ConnectionError:
-                said = b""
+            said = await self._ask(line) or await self._ask(line)  # it may have been killed since the last
             if not said:
-                await self._end()
                 raise EngineError("The process that scores texts has ended, perhaps for want of memory.")
             self._leaving = asyncio.get_running_loop().call_later(IDLE_S, self._leave)
         answer = json.loads(said)
         if "error" in answer:
             raise ApiError(400, answer["error"])
         return [Scored(each["logprobs"], each["top"]) for each in answer["scores"]]
+
+    async def _ask(self, line: bytes) -> bytes:
+        """One line for another; b"" when the process ends instead."""
+        process = await self._started()
+        assert process.stdin and process.stdout
+        try:
+            process.stdin.write(line)
+            await process.stdin.drain()
+            said = await process.stdout.readline()
+        except ConnectionError:
+            said = b""
+        if not said:
+            await self._end()
+        return said
 
     async def _started(self) -> asyncio.subprocess.Process:
         if self._leaving is not None:
