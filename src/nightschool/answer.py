@@ -23,6 +23,7 @@ from nightschool.quoting import best_quotation
 
 UNKNOWN = "I do not know."
 CONTEXT_TOKENS = 600
+BESIDE_NOTES, MIN_ROOM = 240, 64  # tokens of instructions, question and answer; and of notes, at least
 CHUNKS = 4  # at most, as far as CONTEXT_TOKENS goes
 MAX_TOKENS = 256  # of an answer
 READING_PARAMETERS = 100_000_000  # smaller bases do not find an answer in a text, unless their card says so
@@ -179,7 +180,7 @@ class Memory:
         texts = [hit.text.strip() for hit in hits]
         tokens = self.engine.tokenize_many(texts, parse_special=False)
         kept: list[tuple[Hit, str]] = []
-        room = CONTEXT_TOKENS
+        room = self._room
         for hit, text, found in zip(hits, texts, tokens, strict=True):
             if len(found) > room and kept:
                 break
@@ -188,6 +189,13 @@ class Memory:
             room -= len(found)
             kept.append((hit, text))
         return kept
+
+    @cached_property
+    def _room(self) -> int:
+        """Tokens for notes: fewer where the base was not trained for so long a prompt."""
+        model = open_gguf(self.engine.base)
+        trained = int(model.metadata.get(f"{model.metadata['general.architecture']}.context_length", 0))
+        return min(CONTEXT_TOKENS, max(MIN_ROOM, trained - BESIDE_NOTES)) if trained else CONTEXT_TOKENS
 
     def _note(self, citation: Citation) -> str:
         where = self._defused(str(citation))
