@@ -16,7 +16,7 @@ ROWS = {
     "words: know nothing": "errors paths events settings recipes receipt statements wordings",
     "files and rows": (
         "gguf pieces decoders memory store chunks rich_documents documents library datasets download hub "
-        "peft adapters tuned jobs uploads"
+        "peft adapters tuned jobs uploads vector_stores"
     ),
     "processes and tensors": (
         "grammar _engine_child _engine_process engine vectors index quants ops attention shapes "
