@@ -46,6 +46,7 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
+HOST = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+))(?::\d{1,5})?")
 HEADER_NAMES = re.compile(r"[A-Za-z0-9-]+(\s*,\s*[A-Za-z0-9-]+)*")
 
 
@@ -106,8 +107,9 @@ class Gate:
             raise ApiError(403, "Another site's page may not use this server.", code="origin_not_allowed")
         address = scope["client"][0] if scope.get("client") else ""
         is_remote = address not in LOOPBACK
-        if self._under_way >= AT_ONCE or (is_remote and self._requests.is_too_many(address)):
+        if self._under_way >= AT_ONCE or (is_remote and self._requests.is_full(address)):
             raise ApiError(429, "Too many requests: wait a little.", code="rate_limit_exceeded")
+        self._requests.add(address)
         if _is_preflight(scope, headers):
             return
         if self._key and not PUBLIC.fullmatch(scope["path"]):
@@ -115,11 +117,12 @@ class Gate:
         _check_body(scope, headers)
 
     def _check_key(self, headers: Headers, address: str) -> None:
+        if address not in LOOPBACK and self._wrong_keys.is_full(address):
+            raise ApiError(429, "Too many wrong keys: wait a minute.", code="rate_limit_exceeded")
         given = headers.get("authorization", "").removeprefix("Bearer ") or headers.get("x-api-key", "")
         if hmac.compare_digest(given.strip().encode(), self._key):
             return
-        if self._wrong_keys.is_too_many(address):
-            raise ApiError(429, "Too many wrong keys: wait a minute.", code="rate_limit_exceeded")
+        self._wrong_keys.add(address)
         raise ApiError(401, "That is not this server's API key.", code="invalid_api_key")
 
     def _is_ours(self, name: str) -> bool:
@@ -145,28 +148,33 @@ class Gate:
 
 
 class Counter:
-    """How often each address came in this minute; a fixed window is enough."""
+    """How often each address did something in the minute that began with its first time."""
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._minute = 0
-        self._counts: dict[str, int] = {}
+        self._counts: dict[str, tuple[float, int]] = {}
 
-    def is_too_many(self, address: str) -> bool:
-        """Count once more, and say whether that is too often."""
-        minute = int(time.monotonic() / 60)
-        if minute != self._minute or len(self._counts) > MAX_ADDRESSES:
-            self._minute, self._counts = minute, {}
-        self._counts[address] = self._counts.get(address, 0) + 1
-        return self._counts[address] > self._most
+    def add(self, address: str) -> None:
+        """Count once more."""
+        if len(self._counts) > MAX_ADDRESSES:
+            self._counts.clear()
+        begun, count = self._current(address)
+        self._counts[address] = begun, count + 1
+
+    def is_full(self, address: str) -> bool:
+        """Whether it was as often as is allowed."""
+        return self._current(address)[1] >= self._most
+
+    def _current(self, address: str) -> tuple[float, int]:
+        now = time.monotonic()
+        begun, count = self._counts.get(address, (now, 0))
+        return (begun, count) if now - begun < 60 else (now, 0)
 
 
 def _host_name(host: str) -> str:
     """`Host` without its port; "" for what is none."""
-    try:
-        return (urlsplit(f"//{host}").hostname or "").lower()
-    except ValueError:
-        return ""
+    match = HOST.fullmatch(host)
+    return (match["six"] or match["name"]).lower() if match else ""
 
 
 def _is_address(name: str) -> bool:
