@@ -14,7 +14,7 @@ from typing import Any
 from nightschool import jobs, uploads
 from nightschool.adapters import Adapter, find_adapter, list_adapters
 from nightschool.errors import DataError, NotFound
-from nightschool.events import Event, TrainStep
+from nightschool.events import Event, Notice, TrainStep
 from nightschool.jobs import Job, Step
 from nightschool.promotion import amend_card, exists
 from nightschool.runs import Order, Run, carry_out, read_log
@@ -43,6 +43,7 @@ def work(db: Database, job: Job, now: Callable[[], float]) -> Generator[Event, N
             amend_card(adapter, model=served_as, job=job.id)
     result = jobs.find(db, job.id).result
     files = result.get("result_files") or [write_results(db, job)]
+    yield Notice(f"New fine-tuned model created: {job.spec['served_as']}")
     return {
         "adapter": job.name,
         "model": job.spec["served_as"],

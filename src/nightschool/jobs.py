@@ -212,9 +212,10 @@ def claim(db: Database, owner: str) -> Job | None:
             return None
         db.execute(
             "update jobs set state = ?, owner = ?, attempts = attempts + 1, wish = '', held = 0,"
-            " started_at = coalesce(started_at, ?) where id = ?",
+            " progress = '{}', started_at = coalesce(started_at, ?) where id = ?",
             (RUNNING, owner, int(time.time()), row["id"]),
         )
+        tell(db, row["id"], "The job has started.")
         return find(db, row["id"])
 
 

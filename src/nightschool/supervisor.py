@@ -26,7 +26,7 @@ from nightschool.store import Database, open_store
 IDLE_S = 2.0  # between two looks into the queue, where nobody calls
 TICK_S = 0.05
 QUIET_S = 1.0  # without a chat, before training goes on
-CANCEL_S = 30.0  # a worker that has not obeyed by then is killed
+CANCEL_S = 2.0  # a worker that has not obeyed by then is killed: all it has is thrown away in any case
 STOP_S = 30.0
 LOG_TAIL_BYTES = 8192
 
@@ -39,10 +39,13 @@ class Supervisor:
     Args:
         is_chatting: whether somebody is waiting for an answer right now; asked often.
         threads: how many the worker may compute with; 0 for all cores.
+        nice: how far it gives way to other programs, from 0 to 19.
     """
 
-    def __init__(self, *, is_chatting: Callable[[], bool] = lambda: False, threads: int = 0) -> None:
-        self._is_chatting, self._threads = is_chatting, threads
+    def __init__(
+        self, *, is_chatting: Callable[[], bool] = lambda: False, threads: int = 0, nice: int = 10
+    ) -> None:
+        self._is_chatting, self._threads, self._nice = is_chatting, threads, nice
         self._closing, self._news = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
 
@@ -81,7 +84,7 @@ class Supervisor:
 
     def _see_through(self, db: Database, job: Job) -> None:
         """Have a worker do a job, and settle what it left unsettled."""
-        worker = Worker(job.id, self._threads)
+        worker = Worker(job.id, threads=self._threads, nice=self._nice)
         jobs.hand_over(db, job.id, jobs.owner_of(worker.process.pid))
         try:
             while worker.is_alive():
@@ -132,12 +135,12 @@ def _clear_away(db: Database) -> None:
 class Worker:
     """The child process of one job, and the line to it."""
 
-    def __init__(self, id: str, threads: int) -> None:
+    def __init__(self, id: str, *, threads: int, nice: int) -> None:
         self._log = tempfile.TemporaryFile()
         self.told, self.told_at = "", 0.0
         self.is_held, self._quiet_since = False, time.monotonic()
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "nightschool.worker", id],
+            [sys.executable, "-P", "-m", "nightschool.worker", id, str(nice)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=self._log,
