@@ -17,6 +17,7 @@ TYPES: dict[str, Any] = {
     "slots": click.IntRange(1, 64),
     "ctx": click.IntRange(0, 1 << 20),
     "threads": click.IntRange(0, 1024),
+    "nice": click.IntRange(0, 19),
 }
 
 

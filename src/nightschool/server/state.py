@@ -28,7 +28,9 @@ class State:
         self.scores = Scores(settings.threads)
         self.merging = asyncio.Semaphore(1)  # held while adapters are merged: it takes memory
         chatting = self.engines.chatting
-        self.supervisor = Supervisor(is_chatting=lambda: chatting.is_active, threads=settings.threads)
+        self.supervisor = Supervisor(
+            is_chatting=lambda: chatting.is_active, threads=settings.threads, nice=settings.nice
+        )
         chatting.listen(lambda _: self.supervisor.wake())
         self.closing = asyncio.Event()  # set when the server begins to end: answers under way end too
         self._warming: asyncio.Task[None] | None = None
