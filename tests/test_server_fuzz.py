@@ -1,0 +1,71 @@
+"""Requests made from our own OpenAPI by schemathesis: whatever is asked, the server never fails.
+
+Half of them fit the schema and half do not. What they start goes through the real engine; a study or a
+training needs what no random request has.
+"""
+
+from collections.abc import Iterator
+from contextlib import suppress
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import Unsatisfiable
+from serving import Serving, serving
+
+from nightschool.server.app import create_app
+from nightschool.settings import ServeSettings
+
+EXAMPLES = 6
+HURRIED = settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+SCHEMA = schemathesis.openapi.from_dict(create_app(ServeSettings()).openapi())
+OPERATIONS = {result.ok().label: result.ok() for result in SCHEMA.get_all_operations()}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home(tmp_path_factory):
+    """One home for the module: the server outlives each test."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("home")
+        patch.setenv("NIGHTSCHOOL_HOME", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def server(home) -> Iterator[Serving]:
+    with serving(ctx=64) as server:
+        yield server
+
+
+@pytest.mark.parametrize("label", OPERATIONS)
+def test_no_request_makes_the_server_fail(server, label):
+    operation = OPERATIONS[label]
+    modes = (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE)
+    for mode in modes:
+
+        @HURRIED
+        @given(case=operation.as_strategy(generation_mode=mode))
+        def ask(case):
+            found = case.call(base_url=server.url, timeout=20)
+            assert found.status_code < 500, (found.status_code, found.text, case.as_curl_command())
+            if found.status_code >= 400 and found.headers.get("content-type") == ["application/json"]:
+                error = found.json()["error"]
+                assert error["message"] and set(error) == {"message", "type", "param", "code"}
+
+        with suppress(Unsatisfiable):  # nothing about such a request could be wrong
+            ask()
+
+
+def test_the_description_names_every_route_and_no_path_of_this_machine(server):
+    document = httpx.get(server.url + "/openapi.json").text
+    for path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/models", "/health"):
+        assert f'"{path}"' in document
+    assert str(server.state.settings) not in document and "/home/" not in document and "/tmp/" not in document
