@@ -19,7 +19,7 @@ ROWS = {
         "peft adapters tuned jobs uploads vector_stores"
     ),
     "processes and tensors": (
-        "grammar _engine_child _engine_process engine vectors index quants ops attention shapes "
+        "grammar parallel _engine_child _engine_process engine vectors index quants ops attention shapes "
         "vocabulary conversion llama2c huggingface convert"
     ),
     "the model": "templates lessons model lora",

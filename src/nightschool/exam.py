@@ -9,14 +9,14 @@ not help, and every reply is kept, so that a person can judge for themselves.
 import json
 import re
 from collections.abc import Generator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from nightschool.datasets import load_dataset
 from nightschool.engine import Engine
 from nightschool.errors import DataError, FileFormatError, NotFound
-from nightschool.events import Event, Progress
+from nightschool.events import Event
+from nightschool.parallel import side_by_side
 
 READ_WORDS = 30  # a reply is judged by its first words
 MAX_TOKENS = 48
@@ -127,16 +127,7 @@ def examine(
         reply = engine.chat(messages, stack=stack, temperature=0.0, max_tokens=MAX_TOKENS).strip()
         return Answer(question, reply, is_right(reply, question))
 
-    answers: list[Answer] = []
-    with ThreadPoolExecutor(engine.settings.slots) as pool:
-        futures = [pool.submit(ask, question) for question in questions]
-        try:
-            for future in futures:
-                answers.append(future.result())
-                yield Progress(task, len(answers), len(questions))
-        finally:
-            for future in futures:
-                future.cancel()
+    answers = yield from side_by_side(ask, questions, at_once=engine.settings.slots, task=task)
     return answers
 
 

@@ -42,6 +42,7 @@ from nightschool.gguf import open_gguf
 from nightschool.hub import base_hash, find_base
 from nightschool.index import Index
 from nightschool.lessonbook import Lessonbook, Source, clear_files, files_of
+from nightschool.parallel import side_by_side
 from nightschool.paths import package_data, write_text
 from nightschool.precision import load_model
 from nightschool.promotion import NEXT, Gate, amend_card, due_key, exists, promote, tidy
@@ -52,7 +53,7 @@ from nightschool.store import Database, get_note, set_note
 from nightschool.syllabus import Syllabus, Taught, divide_in_turn, lessons, question_line, some_lessons
 from nightschool.teacher import announcement, open_teacher
 from nightschool.train import Deadline
-from nightschool.writer import READ, side_by_side
+from nightschool.writer import READ
 from nightschool.writing import write_chunk
 
 STAGES = ("write", "divide", "rehearse", "distil", "train", "examine", "promote", "done")

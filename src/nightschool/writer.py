@@ -13,14 +13,12 @@ Everything goes through the engine, as many requests side by side as it has slot
 
 import json
 import re
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol, TypeVar, Unpack
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol, Unpack
 
 from nightschool.check import Item, is_question
 from nightschool.engine import Sampling
 from nightschool.errors import ContextFull
-from nightschool.events import Event, Progress
 from nightschool.statements import Statement, sentences, statements
 from nightschool.wordings import TELL, fill, questions
 
@@ -61,9 +59,6 @@ ITEMS_SCHEMA: dict[str, Any] = {
     },
     "required": ["items"],
 }
-
-Thing = TypeVar("Thing")
-Made = TypeVar("Made")
 
 
 class Talker(Protocol):
@@ -153,21 +148,3 @@ def open_book(talker: Talker, item: Item) -> str:
 def say(talker: Talker, prompt: str, **sampling: Unpack[Sampling]) -> str:
     """One answer to one prompt."""
     return talker.chat([{"role": "user", "content": prompt}], **sampling)
-
-
-def side_by_side(
-    work: Callable[[Thing], Made], things: Sequence[Thing], *, at_once: int, task: str
-) -> Generator[Event, None, list[Made]]:
-    """Do the same for many things, `at_once` of them at a time; the value is what came of each, in order."""
-    made: list[Made] = []
-    with ThreadPoolExecutor(at_once) as pool:
-        futures = [pool.submit(work, thing) for thing in things]
-        try:
-            for future in futures:
-                made.append(future.result())
-                if len(made) % at_once == 0 or len(made) == len(things):
-                    yield Progress(task, len(made), len(things))
-        finally:
-            for future in futures:
-                future.cancel()
-    return made

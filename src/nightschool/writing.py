@@ -8,6 +8,7 @@ from itertools import groupby
 from nightschool.check import Item, Verdict, agreed, judge
 from nightschool.engine import Engine
 from nightschool.events import Event
+from nightschool.parallel import side_by_side
 from nightschool.settings import StudySettings
 from nightschool.statements import statements
 from nightschool.wordings import bank, names_in, whom
@@ -16,7 +17,6 @@ from nightschool.writer import (
     by_rules,
     open_book,
     plain_items,
-    side_by_side,
     structured_items,
     views,
 )
