@@ -21,7 +21,7 @@ model's own answers with the text in view are its best lessons (prompt distillat
 
 import json
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -97,8 +97,17 @@ class Outcome:
         return self.adapter is not None and not self.reasons
 
 
-def study(db: Database, order: StudyOrder, *, restart: bool = False) -> Generator[Event, None, Outcome]:
+def study(
+    db: Database,
+    order: StudyOrder,
+    *,
+    restart: bool = False,
+    now: Callable[[], float] = time.monotonic,
+) -> Generator[Event, None, Outcome]:
     """Do a study to its end, or go on with the unfinished one of the same name and base.
+
+    `now` is a clock for speeds, which may stand still while the work is held up; what time is left is another
+    question.
 
     Raises NightschoolError where there is nothing to study.
     """
@@ -116,6 +125,7 @@ def study(db: Database, order: StudyOrder, *, restart: bool = False) -> Generato
         book,
         order,
         unfinished.id if unfinished else book.begin(order.name, order.base, plan(book, order)),
+        now=now,
     )
     while night.stage != "done":
         yield from getattr(night, night.stage)()
@@ -167,8 +177,16 @@ def taught_before(book: Lessonbook, order: StudyOrder, sources: Sequence[Source]
 class Night:
     """One study at work: its stages are methods that yield events; its state is in the store."""
 
-    def __init__(self, db: Database, book: Lessonbook, order: StudyOrder, id: int) -> None:
-        self.db, self.book, self.id = db, book, id
+    def __init__(
+        self,
+        db: Database,
+        book: Lessonbook,
+        order: StudyOrder,
+        id: int,
+        *,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.db, self.book, self.id, self.now = db, book, id, now
         state = book.state(id)
         known = state.plan["train"]
         known["targets"] = tuple(known["targets"])
@@ -232,7 +250,7 @@ class Night:
         if not new:
             return
         yield Notice(f"{len(new)} of {self.book.count_chunks(self.sources)} chunks are new.")
-        began, done, words = time.monotonic(), 0, 0
+        began, began_work, done, words = time.monotonic(), self.now(), 0, 0
         with ExitStack() as opened:
             engine = opened.enter_context(self.engine())
             teacher = None
@@ -253,7 +271,7 @@ class Night:
                 words += sum(map(len, engine.tokenize_many(said)))
                 done += 1
                 yield Progress("writing lessons", done, len(new))
-        seconds = time.monotonic() - began
+        seconds = self.now() - began_work
         self.note(
             writing_s=round(self.figures.get("writing_s", 0.0) + seconds, 1),
             chunks_written=self.figures.get("chunks_written", 0) + done,
@@ -403,7 +421,7 @@ class Night:
             return
         self.note(run=run.folder.name)
         self.book.note_learned(self.candidate, self.sources)
-        adapter = yield from carry_out(order, run, deadline=deadline)
+        adapter = yield from carry_out(order, run, deadline=deadline, now=self.now)
         training = adapter.card["training"]
         if training["steps"]:
             set_note(self.db, self.speed_key, str(training["tokens_per_s"]))

@@ -14,6 +14,7 @@ open. The work gives way to what else runs on the machine.
 """
 
 import _thread
+import json
 import logging
 import os
 import signal
@@ -22,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
@@ -39,6 +41,7 @@ from nightschool.study import StudyOrder, study
 
 HOLD, GO, STOP = "hold", "go", "stop"
 WRITE_EVERY_S = 0.5
+MIN_MINUTES = 1.0  # for a study that goes on when its time is up: enough to end well
 TOLD_STEPS = 100  # of a job's steps, so many are told in its log
 
 log = logging.getLogger("nightschool.worker")
@@ -197,14 +200,14 @@ def study_notes(db: Database, job: Job, now: Callable[[], float]) -> Work:
         base=job.model,
         name=job.name,
         sources=tuple(spec.get("sources") or ()),
-        settings=StudySettings(**(spec.get("settings") or {})),
+        settings=left_of(db, job, StudySettings(**(spec.get("settings") or {}))),
         train=TrainSettings(**train),
         teacher=spec.get("teacher"),
     )
-    restart = bool(spec.get("restart")) and not job.result.get("begun")
+    restart = bool(spec.get("restart")) and "begun_s" not in job.result
     with transaction(db):
-        jobs.note(db, job.id, result={"begun": True})
-    outcome = yield from study(db, order, restart=restart)
+        jobs.note(db, job.id, result={"begun_s": 0.0 if restart else studied_s(db, job)} | job.result)
+    outcome = yield from study(db, order, restart=restart, now=now)
     found = {key: outcome.figures.get(key) for key in ("recall_before", "recall_after", "forgetting")}
     adapter = outcome.adapter.name if outcome.adapter else None
     return found | {
@@ -213,6 +216,23 @@ def study_notes(db: Database, job: Job, now: Callable[[], float]) -> Work:
         "promoted": outcome.is_promoted,
         "reasons": list(outcome.reasons),
     }
+
+
+def left_of(db: Database, job: Job, settings: StudySettings) -> StudySettings:
+    """The settings with the time that earlier sittings of this job have left of it."""
+    if "begun_s" not in job.result:
+        return settings
+    used_minutes = (studied_s(db, job) - job.result["begun_s"]) / 60
+    return replace(settings, minutes=max(MIN_MINUTES, settings.minutes - used_minutes))
+
+
+def studied_s(db: Database, job: Job) -> float:
+    """How long the unfinished study has been at work."""
+    row = db.execute(
+        "select figures from studies where adapter = ? and base = ? and stage != 'done' order by id desc",
+        (job.name, job.model),
+    ).fetchone()
+    return float(json.loads(row["figures"]).get("seconds", 0.0)) if row else 0.0
 
 
 KINDS: dict[str, Callable[[Database, Job, Callable[[], float]], Work]] = {
