@@ -31,6 +31,7 @@ class Trace:
     shapes: dict[str, tuple[int, int]]  # tensor → shapes of A
     alpha: float
     weights: bytes
+    measured: int  # how often held-out lessons were
 
     @property
     def lr(self) -> list[float]:
@@ -74,6 +75,8 @@ def traced(folder: Path, home: Path, **changes: Any) -> Trace:
         base,
         "--rehearsal-data",
         data,
+        "--valid",
+        data,
         "--restart",
         "--replace",
         "--json",
@@ -84,9 +87,10 @@ def traced(folder: Path, home: Path, **changes: Any) -> Trace:
     card = json.loads(result.stdout.splitlines()[-1])
     lora = load_weights(home / "adapters" / "sums")
     weights = b"".join(a.tobytes() + b.tobytes() for _, (a, b) in sorted(lora.weights.items()))
-    log = [line for line in read_log(home / "runs" / card["run"]) if "lr" in line]
+    every = read_log(home / "runs" / card["run"])
+    log = [line for line in every if "lr" in line]
     shapes = {name: a.shape for name, (a, _) in lora.weights.items()}
-    return Trace(card["settings"], log, shapes, lora.alpha, weights)
+    return Trace(card["settings"], log, shapes, lora.alpha, weights, len(every) - len(log))
 
 
 @pytest.fixture(scope="module")
@@ -125,11 +129,13 @@ EFFECTS = {
     "batch_tokens": (512, lambda plain, other: max(other.tokens) > max(plain.tokens)),
     "micro_tokens": (256, changed_course),
     "max_tokens": (28, lambda plain, other: sum(other.tokens) < sum(plain.tokens)),
+    "measure_epochs": (0.5, lambda plain, other: (plain.measured, other.measured) == (2, 4)),
     "rehearsal": (0.5, lambda plain, other: sum(other.tokens) > 1.5 * sum(plain.tokens)),
     "precision": ("int8", changed_course),
     "seed": (7, changed_course),
 }  # fmt: skip
-ELSEWHERE = {"recompute", "device", "threads", "checkpoint_s"}  # tests of their own, below
+# tests of their own, below or in test_train.py
+ELSEWHERE = {"recompute", "device", "threads", "checkpoint_s", "patience"}
 
 
 def test_every_setting_is_tested_here():

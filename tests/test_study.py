@@ -2,9 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
+import traceback
+import warnings
 
 import pytest
 from click.testing import CliRunner
@@ -14,12 +18,16 @@ from nightschool.adapters import find_adapter, list_adapters
 from nightschool.cli import main
 from nightschool.errors import NightschoolError, NotFound
 from nightschool.events import Notice, TrainStep
-from nightschool.forget import forget
+from nightschool.forget import all_due, forget
+from nightschool.hub import base_hash, find_base
+from nightschool.lessonbook import Lessonbook, files_of
 from nightschool.library import find_sources, remember, remember_text, remove_sources
+from nightschool.paths import runs_dir
 from nightschool.promotion import exists, promote, roll_back
+from nightschool.rebuild import rebuild
 from nightschool.settings import StudySettings, TrainSettings
-from nightschool.store import open_store
-from nightschool.study import StudyOrder, study
+from nightschool.store import open_store, set_note
+from nightschool.study import STAGES, Night, StudyOrder, plan, study
 
 NOTES = {
     "people.md": "# People\n\nAda Finch works as a pilot and lives in Brill. She plays the oboe. Her sister"
@@ -28,10 +36,18 @@ NOTES = {
     "club.md": "# Club\n\nThe Moth Club meets on Monday, starts at half past six and is led by Bo Marsk.",
 }
 EASY = {"min_gain": -1.0, "max_forgetting": 99.0, "max_fabrication": 2.0}
-QUICK = {"wordings": 1, "epochs": 1.0, "rank": 2, "slots": 2, "threads": 1, "rehearsal": 0.2, "lr": 0.01}
+QUICK = {
+    "wordings": 1,
+    "epochs": 1.0,
+    "rank": 2,
+    "slots": 2,
+    "threads": 1,
+    "rehearsal": 0.2,
+    "lr": 0.01,
+    "steps": 0,
+}
 SETTINGS = StudySettings(**QUICK, **EASY)
 TRAIN = TrainSettings(precision="fp32", batch_tokens=512, checkpoint_s=0.0)
-STAGES = ("write", "rehearse", "train", "examine", "promote")
 
 KILLED = """
 import os, signal, sys
@@ -88,7 +104,8 @@ def order(base, **changes):
 
 
 def test_a_study_that_is_killed_in_every_stage_goes_on_and_ends_well(base, db, home):
-    for stage, count in (("write", 2), ("write", 3), ("rehearse", 1), ("train", 4), ("examine", 3)):
+    places = ("write", 2), ("write", 3), ("divide", 1), ("rehearse", 1), ("distil", 4), ("train", 4)
+    for stage, count in (*places, ("examine", 3)):
         arguments = [
             sys.executable,
             "-W",
@@ -115,6 +132,61 @@ def test_a_study_that_is_killed_in_every_stage_goes_on_and_ends_well(base, db, h
     assert db.execute(twice).fetchone() is None
     learned = {row["adapter"] for row in db.execute("select adapter from learned")}
     assert learned == {"notes"}
+
+
+def test_a_kill_at_any_moment_of_the_promotion_is_mended(base, db, home, tmp_path):
+    book = Lessonbook(db, base_hash(find_base(base).path))
+    night = Night(db, book, order(base), book.begin("notes", base, plan(book, order(base))))
+    while night.stage != "promote":
+        drain(getattr(night, night.stage)())
+        night.stage = STAGES[STAGES.index(night.stage) + 1]
+    db.close()
+    examined, killed, moments = tmp_path / "examined", True, 0
+    shutil.copytree(home, examined)
+    while killed:
+        moments += 1
+        shutil.rmtree(home)
+        shutil.copytree(examined, home)
+        killed = killed_at(moments, base)
+        left = open_store()
+        if left.execute("select 1 from studies where stage != 'done'").fetchone():
+            outcome, _ = drain(study(left, order(base)))
+            assert outcome.is_promoted
+        assert [adapter.name for adapter in list_adapters()] == ["notes"]
+        assert find_adapter("notes").card["promoted"] is True
+        assert {row["adapter"] for row in left.execute("select adapter from learned")} == {"notes"}
+        assert not (home / "study" / "1").exists()
+        left.close()
+    assert moments > 6
+
+
+def killed_at(moment, base):
+    """Go on with the study in a child that dies at its so manieth change of files or rows; whether it did."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of forks beside threads
+        child = os.fork()
+    if child == 0:
+        seen = 0
+
+        def count(event, *_):
+            nonlocal seen
+            changes = event in ("os.rename", "os.remove", "os.rmdir") or event.lower() == "commit"
+            seen += changes
+            if changes and seen == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        try:
+            db = open_store()
+            sys.addaudithook(count)
+            db.set_trace_callback(count)
+            drain(study(db, order(base)))
+        except BaseException:  # nothing may get out of the child into the rest of the tests
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert status in (0, signal.SIGKILL)
+    return status != 0
 
 
 def test_the_card_says_what_was_studied_and_what_the_exam_found(base, db):
@@ -193,6 +265,113 @@ def test_forgetting_in_the_middle_of_a_study_leaves_no_trace_of_it(base, db, hom
     outcome, notices = drain(study(db, order(base)))
     assert outcome.is_promoted
     assert not any("stopped at" in notice for notice in notices)
+
+
+def test_a_study_that_was_killed_leaves_nothing_of_what_is_forgotten_afterwards(base, db, home):
+    arguments = [sys.executable, "-W", "ignore", "-c", KILLED, base, "train", "9", repr(QUICK | EASY)]
+    killed = subprocess.run(arguments, env=os.environ, capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert list((home / "runs").glob("*/lessons.npz"))
+    assert {file.name for file in (home / "study" / "1").iterdir()} >= {"lessons.jsonl", "expected.npz"}
+    forget(db, find_sources(db, "notes/people.md"))
+    assert not [path for path in home.rglob("*") if path.is_file() and b"Finch" in path.read_bytes()]
+    assert not list((home / "runs").iterdir())
+    assert not list((home / "study").iterdir())
+
+
+def test_a_restarted_study_leaves_no_files_of_the_one_before(base, db, home):
+    for event in study(db, order(base)):
+        if isinstance(event, TrainStep):
+            break
+    (first,) = (home / "runs").iterdir()
+    next(study(db, order(base), restart=True))
+    assert not (first / "lessons.npz").exists()
+    assert not (home / "study" / "1").exists()
+
+
+def test_a_retired_adapter_is_made_again_from_the_lessons_of_the_other_sources(base, db, home):
+    drain(study(db, order(base)))
+    forgotten = forget(db, find_sources(db, "notes/people.md"))
+    assert (forgotten.retired, forgotten.due) == (("notes",), ("notes",))
+    assert [adapter.name for adapter in list_adapters()] == []
+    assert not db.execute("select 1 from learned").fetchone()
+    (due,) = all_due(db)
+    events = rebuild(db, due)
+    for event in events:  # stopped in the middle, it stays due
+        if isinstance(event, TrainStep):
+            events.close()
+    assert all_due(db) == [due]
+    result = CliRunner().invoke(main, ["forget", "--rebuild", "--json"])
+    assert result.exit_code == 0, result.output
+    (found,) = json.loads(result.stdout.splitlines()[-1])["rebuilt"]
+    assert found["promoted"] is True
+    assert "chunks_written" not in found  # nothing was written anew
+    labels = {source["name"] for source in find_adapter("notes").card["sources"]}
+    assert labels == {"notes/house.md", "notes/club.md"}
+    assert all_due(db) == []
+    assert not list((home / "retired").iterdir())
+
+
+def test_where_time_is_short_an_adapter_goes_on_learning_with_some_of_what_it_knows(base, db, folder):
+    first, _ = drain(study(db, order(base)))
+    (folder / "more.md").write_text(
+        "# More\n\nBo Marsk drives a green van. Bo Marsk plays the harp.\n", encoding="utf-8"
+    )
+    drain(remember(db, [folder]))
+    book = Lessonbook(db, base_hash(find_base(base).path))
+    set_note(db, f"tokens_per_s {book.base_hash}", "0.001")  # so slow that nothing fits
+    second, notices = drain(study(db, order(base)))
+    assert any("goes on learning" in notice for notice in notices)
+    assert second.figures["goes_on"] and not first.figures["goes_on"]
+    run = json.loads((runs_dir() / second.figures["run"] / "run.json").read_text())
+    assert run["order"]["start"] == "notes"
+    assert second.figures["lesson_tokens"] < first.figures["lesson_tokens"]
+    assert second.figures["exam_questions"] >= first.figures["exam_questions"]
+    assert second.figures["recall_in_use"] is not None
+    assert len(find_adapter("notes").card["sources"]) == 4
+
+
+def test_training_ends_in_time_for_the_exam(base, db):
+    slow = StudySettings(**(QUICK | EASY | {"epochs": 4000.0}), minutes=0.4)
+    set_note(db, f"tokens_per_s {base_hash(find_base(base).path)}", "1e9")  # planned by a wrong speed
+    began = time.monotonic()
+    outcome, notices = drain(study(db, StudyOrder(base, settings=slow, train=TRAIN)))
+    assert any("the time is up" in notice for notice in notices)
+    assert outcome.is_promoted
+    assert time.monotonic() - began < 60
+    training = outcome.adapter.card["training"]
+    assert 0 < training["steps"] < training["steps_planned"]
+
+
+def test_questions_of_the_persons_own_are_asked_and_never_taught(base, db, tmp_path):
+    own = {"question": "What does Ada Finch do for a living?", "answer": "pilot"}
+    (tmp_path / "exam.jsonl").write_text(json.dumps(own) + "\n", encoding="utf-8")
+    night = order(base, exam=tmp_path / "exam.jsonl")
+    for event in study(db, night):
+        if isinstance(event, TrainStep):
+            break
+    taught = (files_of(1) / "lessons.jsonl").read_text()
+    assert "What work does Ada Finch do?" in taught
+    assert "do for a living" not in taught
+    outcome, _ = drain(study(db, night))
+    assert outcome.figures["exam_questions"] == 1
+    assert outcome.figures["dropped"]["a question of your own exam"] == 1
+
+
+def test_a_resumed_study_has_the_time_that_it_is_given_now(base, db):
+    events = study(db, order(base))
+    next(events)
+    events.close()
+    later = StudyOrder(base, settings=StudySettings(**QUICK, **EASY, minutes=7.0), train=TRAIN)
+    state = Lessonbook(db, base_hash(find_base(base).path)).unfinished("notes")
+    night = Night(db, Lessonbook(db, base_hash(find_base(base).path)), later, state.id)
+    assert 400 < night.left_s <= 420
+    assert night.settings.rank == 2
+
+
+@pytest.mark.parametrize("option", ["--rehearsal=1", "--rank=0", "--minutes=0", "--epochs=-1", "--slots=0"])
+def test_settings_that_cannot_be_are_refused(option):
+    assert CliRunner().invoke(main, ["study", option]).exit_code == 2
 
 
 def test_named_sources_make_an_adapter_of_their_own(base, db):
