@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from nightschool import adapters
 from nightschool.adapters import (
     Stack,
+    as_stack,
     check_fits,
     combine,
     find_adapter,
@@ -220,6 +221,14 @@ def test_the_card_says_what_it_was_trained_on_and_keeps_what_it_is_given(bases):
     assert card["parameters"] == sum(a.size + b.size for a, b in pairs(bases()).values())
 
 
+def test_the_card_holds_no_path_and_an_adapter_alone_still_finds_its_base(bases, tmp_path):
+    adapter = saved(bases())
+    assert str(bases().parent) not in json.dumps(adapter.card)
+    assert as_stack("work") == Stack(str(bases().resolve()), (("work", 1.0),))
+    register(bases(), adapter.card["base"]["name"])
+    assert as_stack("work").base == adapter.card["base"]["name"]
+
+
 # The shelf
 
 
@@ -298,7 +307,7 @@ def test_adapters_are_listed_renamed_and_removed(bases, home):
         with pytest.raises(FileFormatError, match=reason):
             rename_adapter("c", bad)
     remove_adapter("c")
-    with pytest.raises(NotFound, match="There is no adapter 'c'. Here are a."):
+    with pytest.raises(NotFound, match="There is no adapter 'c'. Here is a."):
         find_adapter("c")
     assert sorted(path.name for path in (home / "adapters").iterdir()) == ["a", "notes"]
 
@@ -374,7 +383,7 @@ def test_a_stack_names_its_files_or_says_what_is_missing(bases):
     adapter = saved(bases())
     assert stack_paths(parse_stack("ember+work@0.5")) == {"work": adapter.gguf}
     assert parse_stack("ember+work@0.5").scales == {"work": 0.5}
-    with pytest.raises(NotFound, match="no adapter 'wrok'. Here are work."):
+    with pytest.raises(NotFound, match="no adapter 'wrok'. Here is work."):
         stack_paths(parse_stack("ember+wrok"))
 
 

@@ -25,7 +25,7 @@ import psutil
 
 from nightschool.errors import AdapterMismatch, FileFormatError, NotFound, UnsupportedModel
 from nightschool.gguf import GGUFFile, TensorToWrite, TensorType, open_gguf, write_gguf
-from nightschool.hub import base_hash, find_base
+from nightschool.hub import base_hash, find_base, known, path_of_hash
 from nightschool.paths import adapters_dir
 from nightschool.peft import CONFIG, MODEL, Array, Weights, write_peft
 
@@ -139,12 +139,12 @@ def as_stack(text: str) -> Stack:
 
 
 def usable_base(base: Mapping[str, str]) -> str:
-    """The name of an adapter's base if it goes by that here, else the path where it was."""
+    """The name of an adapter's base if it goes by that here, else the path where that base was seen."""
     name = base.get("name", "")
     try:
         find_base(name)
     except NotFound:
-        return base.get("path", name)
+        return str(path_of_hash(base.get("hash", "")) or base.get("path", name))
     return name
 
 
@@ -186,8 +186,8 @@ def find_adapter(name: str) -> Adapter:
     folder = adapters_dir() / name
     put_back(folder)
     if not NAME.fullmatch(name) or not (folder / GGUF).is_file():
-        names = ", ".join(adapter.name for adapter in list_adapters())
-        here = f"Here are {names}." if names else "There are none yet: `nightschool train` makes them."
+        here = known([adapter.name for adapter in list_adapters()])
+        here = here or "There are none yet: `nightschool train` makes them."
         raise NotFound(f"There is no adapter {name!r}. {here}")
     return Adapter(name, folder, read_card(folder))
 
@@ -278,7 +278,7 @@ def save_adapter(
     lora = LoraWeights(weights, alpha, rank, str(base.metadata["general.architecture"]), identity)
     full_card = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "base": {"name": base.path.stem, "path": str(base.path.resolve())},
+        "base": {"name": base.path.stem},
         **card,
     }
     full_card["base"] = {**full_card["base"], "hash": identity, "architecture": lora.architecture}

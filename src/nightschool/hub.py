@@ -7,7 +7,7 @@ each pulled or registered one stands `models/<name>.json`: where it came from, i
 import difflib
 import json
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -84,8 +84,23 @@ def _instead(name: str, names: list[str]) -> str:
     close = difflib.get_close_matches(name, names, n=3)
     if close:
         return f"Did you mean {' or '.join(close)}?"
-    here = f"Here are {', '.join(names)}." if names else "There are none here yet."
+    here = known(names) or "There are none here yet."
     return f"{here} `nightschool pull` fetches others."
+
+
+def known(names: Sequence[str]) -> str:
+    """What there is, in a sentence; nothing where there is nothing."""
+    verb = "is" if len(names) == 1 else "are"
+    return f"Here {verb} {', '.join(names)}." if names else ""
+
+
+def path_of_hash(identity: str) -> Path | None:
+    """Where a base of that identity was last seen, if it still is there."""
+    for key, value in _hashes().items():
+        path = Path(key.rsplit("|", 2)[0])
+        if value == identity and path.is_file() and base_hash(path) == identity:
+            return path
+    return None
 
 
 def describe(base: Base) -> BaseInfo:
@@ -116,16 +131,25 @@ def base_hash(path: Path) -> str:
     path = path.resolve()
     state = path.stat()
     key = f"{path}|{state.st_size}|{state.st_mtime_ns}"
-    memory = home() / "base_hashes.json"
+    hashes = _hashes()
+    if key not in hashes:
+        hashes = {old: value for old, value in hashes.items() if not old.startswith(f"{path}|")}
+        hashes[key] = tensor_hash(open_gguf(path))
+        write_text(_memory(), json.dumps(hashes, indent=1))
+    return hashes[key]
+
+
+def _memory() -> Path:
+    return home() / "base_hashes.json"
+
+
+def _hashes() -> dict[str, str]:
+    """path|size|time → identity, of every base that was looked at."""
     try:
-        known: dict[str, str] = json.loads(memory.read_text(encoding="utf-8"))
+        found: dict[str, str] = json.loads(_memory().read_text(encoding="utf-8"))
+        return found
     except (OSError, ValueError):  # not there yet, or not worth keeping
-        known = {}
-    if key not in known:
-        known = {old: value for old, value in known.items() if not old.startswith(f"{path}|")}
-        known[key] = tensor_hash(open_gguf(path))
-        write_text(memory, json.dumps(known, indent=1))
-    return known[key]
+        return {}
 
 
 def register(path: Path, name: str | None = None) -> Base:

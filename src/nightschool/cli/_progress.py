@@ -98,6 +98,8 @@ def _in_a_log(event: Progress | TrainStep) -> str:
         case TrainStep(step, total, loss, tokens_per_s, eta_s):
             left = "" if step == total else f", {duration_text(eta_s)} left"
             return f"step {step}/{total}: loss {loss:.3f}, {tokens_per_s:,.0f} tokens/s{left}"
+        case Progress(task, done, 1, _):
+            return f"{task}: done" if done else f"{task} …"
         case Progress(task, done, total, unit):
             return f"{task}: {_amount(done, total, unit)}"
 
