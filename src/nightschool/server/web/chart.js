@@ -5,7 +5,7 @@ import { share } from "./figures.js";
 
 const WIDTH = 1000; // of the curve's own units, stretched to fit
 const HEIGHT = 200;
-const SMOOTH = 0.8; // of the last smoothed value is kept: single batches jump
+const SMOOTH = 0.6; // of the last smoothed value is kept: single batches jump
 
 /** A curve of [step, loss, validation loss or null]. */
 export function lossCurve(points) {

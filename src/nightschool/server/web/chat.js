@@ -6,7 +6,7 @@ import { byId, element, redraw } from "./dom.js";
 import { AnswerView, isSend, question } from "./message.js";
 import * as stack from "./stack.js";
 
-const SENTENCE = /[^.!?\n]+[.!?\n]+/y;
+const SENTENCE = /[^.!?\n]+[.!?\n]+[”"’')]*(\s*\[\d+\])*/y;
 const NEAR_PX = 120; // whoever is that close to the end wants to see it grow
 
 let answering = null; // an AbortController while an answer comes
@@ -156,13 +156,18 @@ class Teller {
   tell(text) {
     SENTENCE.lastIndex = this.told;
     const found = SENTENCE.exec(text);
-    if (!found) return;
+    if (!found || SENTENCE.lastIndex === text.length) return; // its last words may still come
     this.told = SENTENCE.lastIndex;
-    byId("spoken").textContent = found[0].trim();
+    this.#say(found[0]);
   }
 
   finish(text) {
-    byId("spoken").textContent = text.slice(this.told).trim() || "The answer is complete.";
+    this.#say(text.slice(this.told));
+  }
+
+  #say(text) {
+    const said = text.replace(/\[(\d+)\]/g, "(note $1)").trim();
+    if (said) byId("spoken").append(element("span", {}, `${said} `)); // what is added is read, after what was before
   }
 }
 
@@ -174,7 +179,7 @@ function setBusy(isBusy) {
   byId("stop").hidden = !isBusy;
   byId("send").hidden = isBusy;
   byId("messages").setAttribute("aria-busy", String(isBusy));
-  if (isBusy) byId("spoken").textContent = "Answering.";
+  if (isBusy) byId("spoken").replaceChildren("Answering. ");
   if (document.activeElement === document.body) byId("say").focus(); // the button with the focus went away
 }
 

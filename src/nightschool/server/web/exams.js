@@ -142,7 +142,7 @@ function marks(adapter) {
     ["With the notes at hand", share(adapter.recall_with_notes)],
     ["Forgetting", `${change(adapter.forgetting)} perplexity on general text`],
     ["Made-up answers", `${change(adapter.fabrication)} of questions that no note answers`],
-    ["Agrees with itself from before", exam.agreement == null ? "–" : share(exam.agreement)],
+    ["Other answers as before", exam.agreement == null ? "–" : share(exam.agreement)],
   ];
   return table("Marks", rows);
 }
@@ -151,7 +151,7 @@ function receipt({ card, bytes, sources, rank }) {
   const { receipt: paid = {}, training = {} } = card;
   const rows = [
     ["Learned from", sources.length ? sources.join(", ") : "–"],
-    ["Tokens trained", training.tokens == null ? "–" : `${number(training.tokens)} at ${number(training.tokens_per_s)} a second`],
+    ["Tokens trained", trained(training)],
     ["Time to train", paid.seconds == null ? "–" : duration(paid.seconds)],
     ["Time of the whole study", card.exam?.seconds == null ? "–" : duration(card.exam.seconds)],
     ["Memory", paid.peak_rss_bytes == null ? "–" : `${size(paid.peak_rss_bytes)} at most`],
@@ -160,6 +160,11 @@ function receipt({ card, bytes, sources, rank }) {
     ["Adapter", `${size(bytes)}${rank ? `, rank ${rank}` : ""}`],
   ];
   return table("Receipt", rows);
+}
+
+function trained({ tokens, tokens_per_s: speed }) {
+  if (tokens === 0) return "None: the time was up before training began";
+  return tokens == null ? "–" : `${number(tokens)} at ${number(speed)} a second`;
 }
 
 function table(title, rows) {

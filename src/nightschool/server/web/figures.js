@@ -2,7 +2,8 @@
 
 const whole = new Intl.NumberFormat("en");
 const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit" });
-const date = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short", year: "numeric" });
+const date = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" });
+const oldDate = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short", year: "numeric" });
 
 export function number(value) {
   return whole.format(Math.round(value));
@@ -34,6 +35,7 @@ function scaled(value, units) {
 
 /** Seconds: 0.12 s, 45 s, 12 min, 3 h 20 min. */
 export function duration(seconds) {
+  if (seconds < 0.01) return "0.01 s";
   if (seconds < 10) return `${Number(seconds.toPrecision(2))} s`;
   if (seconds < 90) return `${Math.round(seconds)} s`;
   const minutes = Math.round(seconds / 60);
@@ -53,11 +55,12 @@ export function change(value) {
   return `${percent === 0 ? "±" : value > 0 ? "+" : "−"}${percent}%`;
 }
 
-/** A time since 1970: the hour where it is today, else the day. */
+/** A time since 1970: the day in words where it is today's, the hour where it is this year's. */
 export function when(seconds) {
   const then = new Date(seconds * 1000);
-  const isToday = then.toDateString() === new Date().toDateString();
-  return isToday ? `today ${clock.format(then)}` : date.format(then);
+  const now = new Date();
+  if (then.toDateString() === now.toDateString()) return `today ${clock.format(then)}`;
+  return (then.getFullYear() === now.getFullYear() ? date : oldDate).format(then);
 }
 
 /** Joules as people read them on a bill. */

@@ -16,6 +16,7 @@ export const STAGES = {
   examine: "Sitting the exam",
   promote: "Marking",
 };
+const SILENT = ["divide", "promote"]; // stages that do not say how far they are
 const STATES = {
   validating_files: "checking files",
   queued: "waiting",
@@ -136,11 +137,11 @@ class Card {
   #drawFacts(job) {
     const { progress } = job;
     const told = [];
-    if (progress && job.state === "running") {
+    if (progress?.total && !SILENT.includes(job.stage)) this.bar.value = progress.done / progress.total;
+    else this.bar.removeAttribute("value"); // moves without saying how far
+    if (progress && job.state === "running" && !SILENT.includes(job.stage)) {
       const total = progress.total ? ` of ${number(progress.total)}` : "";
       told.push(`${progress.task} ${number(progress.done)}${total}`);
-      if (progress.total) this.bar.value = progress.done / progress.total;
-      else this.bar.removeAttribute("value"); // moves without saying how far
     }
     if (job.tokens_per_s && job.state === "running") told.push(`${number(job.tokens_per_s)} tokens/s`);
     if (job.seconds_left) told.push(`${duration(job.seconds_left)} left of this part`);
