@@ -415,10 +415,10 @@ class Night:
             self.note(epochs=round(max(MIN_EPOCHS, min(wanted, epochs)), 2))
             if epochs < wanted:
                 yield Notice(f"The time allows {self.figures['epochs']:.1f} of {wanted:.1f} epochs.")
-        order = self.training_order()
-        run = begun_run(order)
         if exists(self.candidate) and find_adapter(self.candidate).card.get("run") == self.figures.get("run"):
             return
+        order = self.training_order()
+        run = begun_run(order)
         self.note(run=run.folder.name)
         self.book.note_learned(self.candidate, self.sources)
         adapter = yield from carry_out(order, run, deadline=deadline, now=self.now)
