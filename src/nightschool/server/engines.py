@@ -16,9 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import httpx
-
-from nightschool._engine_process import TIMEOUT, EngineProcess
+from nightschool._engine_process import EngineProcess
 from nightschool.adapters import check_fits, find_adapter
 from nightschool.engine import Engine, EngineSettings
 from nightschool.errors import EngineError, NotFound
@@ -26,11 +24,11 @@ from nightschool.gguf import open_gguf
 from nightschool.hub import Base
 from nightschool.server.models import Target
 from nightschool.server.problems import ApiError
+from nightschool.server.upstream import ConnectionBroken, Reply, Upstream
 from nightschool.settings import ServeSettings
 
 MAX_BASES = 2  # held in memory at once; the one that was not asked for longest goes
 AT_ONCE = 24  # requests an engine is sent at once, the rest wait here: each holds one of its HTTP threads
-LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=2.0)
 
 Result = TypeVar("Result")
 Stamp = tuple[int, int, int]  # of a file: which, how long, how old
@@ -73,11 +71,10 @@ class Lease:
     """A llama.cpp that stays for as long as the request does, with all that a request to it needs."""
 
     process: EngineProcess
-    client: httpx.AsyncClient
-    slots: int
+    upstream: Upstream
 
-    def build(self, path: str, body: Mapping[str, Any], scales: Mapping[str, float]) -> httpx.Request:
-        """A POST of JSON that names every adapter."""
+    async def post(self, path: str, body: Mapping[str, Any], scales: Mapping[str, float]) -> Reply:
+        """Ask, naming every adapter; close the reply. Raises ConnectionBroken."""
         if missing := [name for name in scales if name not in self.process.lora]:
             raise NotFound(f"The adapter {missing[0]!r} has been removed.")
         lora = [{"id": id, "scale": scales.get(name, 0.0)} for id, name in enumerate(self.process.lora)]
@@ -85,10 +82,7 @@ class Lease:
             content = json.dumps({**body, "lora": lora}, allow_nan=False).encode()
         except (ValueError, RecursionError) as error:
             raise ApiError(400, "The request holds a number or a nesting that is not JSON.") from error
-        headers = {**self.process.headers, "Content-Type": "application/json"}
-        return self.client.build_request(
-            "POST", self.process.address + path, content=content, headers=headers
-        )
+        return await self.upstream.post(self.process.address, path, content, self.process.headers)
 
 
 class Served:
@@ -179,7 +173,7 @@ class Engines:
         self.chatting = Chatting()
         self.deaths = 0  # connections that broke
         self._served: dict[tuple[Path, bool], Served] = {}
-        self._client = httpx.AsyncClient(timeout=TIMEOUT, limits=LIMITS, trust_env=False)
+        self._upstream = Upstream()
 
     @property
     def running(self) -> int:
@@ -196,7 +190,7 @@ class Engines:
         for served in list(self._served.values()):
             await served.close()
         self._served.clear()
-        await self._client.aclose()
+        self._upstream.close()
 
     @asynccontextmanager
     async def lease(self, target: Target, *, embedding: bool = False) -> AsyncIterator[Lease]:
@@ -208,7 +202,7 @@ class Engines:
             async with served.turns:
                 process = await self._ready(served, target)
                 try:
-                    yield Lease(process, self._client, served.settings.slots)
+                    yield Lease(process, self._upstream)
                 finally:
                     await served.give_back(process)
 
@@ -286,9 +280,12 @@ class Engines:
         for last_try in (False, True):
             async with self.lease(target, embedding=embedding) as lease:
                 try:
-                    response = await lease.client.send(lease.build(path, body, target.scales))
-                    return answer_of(response)
-                except httpx.TransportError as error:
+                    reply = await lease.post(path, body, target.scales)
+                    try:
+                        return answer_of(reply.status, await reply.read())
+                    finally:
+                        reply.close()
+                except ConnectionBroken as error:
                     await self.has_broken(lease)
                     if last_try:
                         raise broken(lease.process) from error
@@ -303,28 +300,26 @@ class Engines:
         """
         for last_try in (False, True):
             async with self.lease(target) as lease:
-                request = lease.build(path, {**body, "stream": True}, target.scales)
                 begun = False
                 try:
-                    async with aclosing(_events(lease.client, request)) as events:
+                    reply = await lease.post(path, {**body, "stream": True}, target.scales)
+                    async with aclosing(_events(reply)) as events:
                         async for event in events:
                             begun = True
                             yield event
                     return
-                except httpx.TransportError as error:
+                except ConnectionBroken as error:
                     await self.has_broken(lease)
                     if last_try or begun:
                         raise broken(lease.process) from error
 
 
-async def _events(client: httpx.AsyncClient, request: httpx.Request) -> AsyncGenerator[dict[str, Any], None]:
-    response = await client.send(request, stream=True)
+async def _events(reply: Reply) -> AsyncGenerator[dict[str, Any], None]:
     try:
-        if response.is_error:
-            await response.aread()
-            answer_of(response)
+        if reply.status >= 400:
+            answer_of(reply.status, await reply.read())
         ended = False
-        async for line in _lines(response.aiter_raw()):
+        async for line in _lines(reply.pieces()):
             ended = ended or line == b"data: [DONE]"
             if line.startswith(b"data: {"):
                 event = json.loads(line[6:])
@@ -332,9 +327,9 @@ async def _events(client: httpx.AsyncClient, request: httpx.Request) -> AsyncGen
                     raise refusal(event["error"], status=500)
                 yield event
         if not ended:
-            raise httpx.RemoteProtocolError("the stream ended before its end mark")
+            raise ConnectionBroken("the stream ended before its end mark")
     finally:
-        await response.aclose()
+        reply.close()
 
 
 async def _lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -366,15 +361,15 @@ def _stamp(path: Path) -> Stamp:
 # What llama.cpp says ------------------------------------------------------------------------------
 
 
-def answer_of(response: httpx.Response) -> dict[str, Any]:
-    """The JSON of a good response. Raises ApiError with llama.cpp's reason otherwise."""
+def answer_of(status: int, content: bytes) -> dict[str, Any]:
+    """The JSON of a good answer. Raises ApiError with llama.cpp's reason otherwise."""
     try:
-        body = response.json()
+        body = json.loads(content)
     except ValueError:
         body = {}
-    if response.is_success and isinstance(body, dict):
+    if status < 400 and isinstance(body, dict):
         return body
-    raise refusal(body.get("error", {}) if isinstance(body, dict) else {}, status=response.status_code)
+    raise refusal(body.get("error", {}) if isinstance(body, dict) else {}, status=status)
 
 
 def refusal(error: Mapping[str, Any], *, status: int) -> ApiError:

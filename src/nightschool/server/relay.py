@@ -14,14 +14,14 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
-import httpx
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from nightschool.errors import NightschoolError
-from nightschool.server.engines import Engines, Lease, answer_of, broken
+from nightschool.server.engines import Engines, answer_of, broken
 from nightschool.server.models import Target
 from nightschool.server.problems import ApiError, as_api_error, error_body, error_response
+from nightschool.server.upstream import ConnectionBroken, Reply
 
 log = logging.getLogger("nightschool.server")
 
@@ -138,38 +138,34 @@ def event(body: Mapping[str, Any]) -> bytes:
 
 def relay(engines: Engines, target: Target, path: str, body: Mapping[str, Any]) -> Answer:
     """llama.cpp's answer to `body`, under the name that the client used."""
+    name = b'"model":' + json.dumps(target.name).encode().replace(b"\\", b"\\\\")
 
     async def work(out: Out) -> None:
         for last_try in (False, True):
             async with engines.lease(target) as lease:
-                if await _hand_on(out, lease, lease.build(path, body, target.scales), last_try=last_try):
+                try:
+                    await _hand_on(out, await lease.post(path, body, target.scales), name)
                     return
-                await engines.has_broken(lease)
-
-    name = b'"model":' + json.dumps(target.name).encode().replace(b"\\", b"\\\\")
-
-    async def _hand_on(out: Out, lease: Lease, request: httpx.Request, *, last_try: bool) -> bool:
-        """False when the engine died before it said anything: then another may be asked."""
-        try:
-            response = await lease.client.send(request, stream=True)
-            try:
-                if response.headers.get("content-type", "").startswith("text/event-stream"):
-                    async for piece in whole_events(response.aiter_raw()):
-                        await out.write(MODEL.sub(name, piece))
-                    await out.end()
-                else:
-                    await response.aread()
-                    answer_of(response)
-                    await out.respond(_json(MODEL.sub(name, response.content)))
-            finally:
-                await response.aclose()
-        except httpx.TransportError as error:
-            if last_try or out.has_begun:
-                raise broken(lease.process) from error
-            return False
-        return True
+                except ConnectionBroken as error:
+                    await engines.has_broken(lease)
+                    if last_try or out.has_begun:
+                        raise broken(lease.process) from error
 
     return Answer(work)
+
+
+async def _hand_on(out: Out, reply: Reply, name: bytes) -> None:
+    try:
+        if reply.headers.get("content-type", "").startswith("text/event-stream"):
+            async for piece in whole_events(reply.pieces()):
+                await out.write(MODEL.sub(name, piece))
+            await out.end()
+        else:
+            content = await reply.read()
+            answer_of(reply.status, content)
+            await out.respond(_json(MODEL.sub(name, content)))
+    finally:
+        reply.close()
 
 
 def _json(content: bytes) -> Response:

@@ -55,7 +55,7 @@ class State:
         await self.engines.close()
 
 
-def state(request: Request) -> State:
+async def state(request: Request) -> State:
     """The server's state, for a route: `here: Here`."""
     found = request.app.state.nightschool
     assert isinstance(found, State)
