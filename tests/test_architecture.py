@@ -45,7 +45,7 @@ ONLY_IN = {
     "sqlite3": "store",
     "click": "cli",
     "rich": "cli",
-    "httpx": "download _engine_process engine teacher server",
+    "httpx": "download _engine_process engine teacher",
     "fastapi": "server",
     "starlette": "server",
     "uvicorn": "server",
