@@ -17,10 +17,9 @@ export async function show(part, values) {
   byId("who-problem").textContent = "";
   try {
     await stack.refresh();
-    if (values.has("model")) {
-      stack.choose(values.get("model"), { memory: values.get("memory") !== "off" });
-      history.replaceState(null, "", "#chat"); // a reload keeps what was chosen since
-    }
+    if (values.has("memory")) stack.setMemory(values.get("memory") === "on");
+    if (values.has("model")) stack.choose(values.get("model"));
+    if (values.size) history.replaceState(null, "", "#chat"); // a reload keeps what was chosen since
   } catch (error) {
     byId("who-problem").textContent = error.message;
   }

@@ -197,14 +197,14 @@ class Card {
   }
 }
 
-function outcome({ state, name, error, result }) {
+function outcome({ state, name, model, error, result }) {
   if (state === "failed") return [element("p", { class: "problem" }, error ?? "It failed without a word.")];
   if (state !== "succeeded" || !result) return [];
-  const { adapter, model, promoted, reasons, recall_before: before, recall_after: after } = result;
+  const { adapter, promoted, reasons, recall_before: before, recall_after: after } = result;
   if (!adapter) return [element("p", {}, "It ended without an adapter.")];
   const knows = after === null ? "" : ` It answers ${share(after)} of its exam without notes; before, ${share(before)}.`;
   const verdict = promoted === false ? `${name} was not put to use: ${reasons.join("; ")}.` : `${adapter} is in use.`;
-  const talk = `#chat?${new URLSearchParams({ model: model ?? adapter, memory: "off" })}`;
+  const talk = `#chat?${new URLSearchParams({ model: `${model}+${adapter}`, memory: "off" })}`;
   return [
     element("p", {}, verdict + knows),
     element(

@@ -49,17 +49,21 @@ export async function refresh() {
 }
 
 /** Take over a stack by its name, as in a link from another view. */
-export function choose(name, { memory = chosen.memory } = {}) {
+export function choose(name) {
   const longestFirst = bases.map((each) => each.name).sort((a, b) => b.length - a.length);
   const found = longestFirst.find((each) => name === each || name.startsWith(`${each}+`));
   chosen.base = found ?? bases.find((each) => each.is_default)?.name ?? bases[0]?.name ?? name;
-  chosen.memory = memory;
   const parts = found ? name.slice(found.length + 1).split("+").filter(Boolean) : [];
   for (const one of Object.values(scalesHere())) one.on = false;
   for (const part of parts) {
     const [adapter, scale] = part.split("@");
     scalesHere()[adapter] = { on: true, scale: scale === undefined ? 1 : Number(scale) };
   }
+  changed();
+}
+
+export function setMemory(isOn) {
+  chosen.memory = isOn;
   changed();
 }
 
@@ -148,7 +152,4 @@ byId("base").addEventListener("change", (event) => {
   chosen.base = event.target.value;
   changed();
 });
-byId("memory").addEventListener("change", (event) => {
-  chosen.memory = event.target.checked;
-  changed();
-});
+byId("memory").addEventListener("change", (event) => setMemory(event.target.checked));

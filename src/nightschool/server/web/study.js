@@ -32,11 +32,12 @@ async function drawBases() {
 
 /** Let people choose among these sources; those that they took out stay out. */
 export function offer(found) {
+  const out = new Set([...byId("study-sources").querySelectorAll("input:not(:checked)")].map((box) => Number(box.value)));
   sources = found;
   const boxes = found.map(({ id, label }) =>
-    element("label", { class: "pick" }, element("input", { type: "checkbox", checked: true, value: id }), ` ${label}`),
+    element("label", { class: "pick" }, element("input", { type: "checkbox", checked: !out.has(id), value: id }), ` ${label}`),
   );
-  redraw(byId("study-sources"), boxes.length ? boxes : element("p", { class: "hint" }, "None yet."));
+  byId("study-sources").replaceChildren(...(boxes.length ? boxes : [element("p", { class: "hint" }, "None yet.")]));
 }
 
 function minutes() {
