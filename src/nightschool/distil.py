@@ -145,7 +145,7 @@ def with_expected(lessons: Sequence[Lesson], path: Path) -> list[Lesson]:
 def read_expected(path: Path) -> dict[bytes, Expected]:
     """A file's expectations by the key of their lesson."""
     try:
-        with np.load(path, allow_pickle=False) as saved:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
             ends = saved["counts"].cumsum()[:-1]
             rows: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.float16]]] = list(
                 zip(np.split(saved["tokens"], ends), np.split(saved["logs"], ends), strict=True)
