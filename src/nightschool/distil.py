@@ -81,7 +81,9 @@ def _lessons(engine: Engine, turns: Sequence[tuple[str, str]], *, max_tokens: in
             return list(end.value.lessons)
 
 
-def expect(model: Model, pairs: Sequence[tuple[Lesson, Lesson]], path: Path, *, top: int) -> Iterator[Event]:
+def expect(
+    model: Model, pairs: Sequence[tuple[Lesson, Lesson]], path: Path, *, top: int
+) -> Generator[Event, None, None]:
     """Write what the teacher expects at the targets of each pair; what the file has already stays.
 
     Closing it between two events saves.

@@ -22,7 +22,7 @@ model's own answers with the text in view are its best lessons (prompt distillat
 import json
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -392,12 +392,12 @@ class Night:
             return
         settings = replace(self.order.train, threads=self.settings.threads)
         model = yield from load_model(file, [asked for asked, _ in pairs], settings, ctx=ctx)
-        events = expect(model, pairs, self.expected, top=self.settings.distil_top)
-        for event in events:
-            yield event
-            if time.monotonic() > over_s:
-                yield Notice("Time is short: the teacher has read a part of the lessons only.")
-                break
+        with closing(expect(model, pairs, self.expected, top=self.settings.distil_top)) as events:
+            for event in events:
+                yield event
+                if time.monotonic() > over_s:
+                    yield Notice("Time is short: the teacher has read a part of the lessons only.")
+                    break
 
     @property
     def expected(self) -> Path:
