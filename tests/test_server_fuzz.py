@@ -6,6 +6,7 @@ training needs what no random request has.
 
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import httpx
 import pytest
@@ -76,3 +77,10 @@ def test_the_description_names_every_route_and_no_path_of_this_machine(server):
     for path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/models", "/health"):
         assert f'"{path}"' in document
     assert "/home/" not in document and "/tmp/" not in document and "/root/" not in document
+
+
+def test_the_page_of_the_api_tells_of_every_route():
+    page = (Path(__file__).parents[1] / "docs" / "api.md").read_text(encoding="utf-8")
+    for path in SCHEMA.raw_schema["paths"]:
+        area = "/".join(path.split("/")[:3]).split("{")[0].rstrip("/")
+        assert area in page or f"/{area.split('/')[1]}/" in page, f"{path} is not in docs/api.md"
