@@ -100,9 +100,11 @@ def main() -> None:
 
 def all_notes(given: argparse.Namespace, folder: Path) -> list[Notes]:
     """The sets of notes that are asked for."""
-    asked = write_pages(folder / "made-up", seed=given.seed, pages=given.pages)
-    exam = [Question(each.question, each.answer) for each in asked]
-    found = [Notes("made-up", folder / "made-up", exam, lambda answer: float(answer.right))]
+    found = []
+    if given.pages:
+        asked = write_pages(folder / "made-up", seed=given.seed, pages=given.pages)
+        exam = [Question(each.question, each.answer) for each in asked]
+        found.append(Notes("made-up", folder / "made-up", exam, lambda answer: float(answer.right)))
     if given.tofu:
         found.append(tofu_notes(given.tofu, folder / "tofu", authors=given.authors))
     return found
@@ -152,7 +154,7 @@ def measure(notes: Notes, given: argparse.Namespace) -> list[dict[str, Any]]:
     rehearsal = home / "rehearsal.jsonl"
     rehearsal.write_text("\n".join(rehearsal_line(*pair) for pair in said if pair[1]) + "\n")
     rows = []
-    for variant in made:
+    for variant in (each for each in made if each.lines):
         row = one_row(variant, notes, given=given, files=(rehearsal, expected))
         print(
             f"| {notes.name} | {variant.name} | {row['lessons']} | {row['known_before']:.0%} → "
