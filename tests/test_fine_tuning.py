@@ -68,6 +68,17 @@ def finished(client, id):
     return until(look)
 
 
+def pause(client, id):
+    """Pause a job, and wait until it has stopped."""
+    client.fine_tuning.jobs.pause(id)
+
+    def look():
+        job = client.fine_tuning.jobs.retrieve(id)
+        return job if job.status == "paused" else None
+
+    return until(look)
+
+
 def steps_done(id):
     with closing(open_store()) as db:
         return len(jobs.steps(db, id))
@@ -113,8 +124,7 @@ def test_a_job_paused_and_resumed_gives_the_model_of_one_undisturbed_and_both_ca
     second = client.fine_tuning.jobs.create(**order, integrations=[])
     assert (first.status, second.status) == ("queued", "queued")
     at_step(first.id)
-    paused = client.fine_tuning.jobs.pause(first.id)
-    assert paused.status == "paused"
+    paused = pause(client, first.id)
     assert paused.fine_tuned_model is None
     assert steps_done(first.id) < 60
     assert finished(client, second.id).status == "succeeded"  # the next in the queue need not wait
@@ -240,7 +250,7 @@ def test_a_cancelled_job_leaves_nothing(client, home):
     )
     assert client.fine_tuning.jobs.cancel(waiting.id).status == "cancelled"
     at_step(begun.id)
-    assert client.fine_tuning.jobs.pause(begun.id).status == "paused"
+    pause(client, begun.id)
     assert client.fine_tuning.jobs.cancel(begun.id).status == "cancelled"
     until(lambda: not list((home / "runs").iterdir()))
     assert not (home / "adapters").exists() or not list((home / "adapters").iterdir())
