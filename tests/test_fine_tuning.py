@@ -242,7 +242,7 @@ def test_a_tuned_model_can_be_trained_further(client, home):
 # What befalls jobs --------------------------------------------------------------------------------
 
 
-def test_a_cancelled_job_leaves_nothing(client, home):
+def test_a_cancelled_job_leaves_nothing(client, server, home):
     file = upload(client)
     begun, waiting = (
         client.fine_tuning.jobs.create(model="ember", training_file=file.id, method=settings(200))
@@ -250,7 +250,9 @@ def test_a_cancelled_job_leaves_nothing(client, home):
     )
     assert client.fine_tuning.jobs.cancel(waiting.id).status == "cancelled"
     at_step(begun.id)
-    pause(client, begun.id)
+    with server.state.engines.chatting, closing(open_store()) as db:  # as every chat does
+        until(lambda: jobs.find(db, begun.id).held, limit_s=5)
+        pause(client, begun.id)
     assert client.fine_tuning.jobs.cancel(begun.id).status == "cancelled"
     until(lambda: not list((home / "runs").iterdir()))
     assert not (home / "adapters").exists() or not list((home / "adapters").iterdir())
