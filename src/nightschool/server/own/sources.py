@@ -3,7 +3,7 @@
 import asyncio
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
 from nightschool.answer import MAX_TOKENS, UNKNOWN, Answer, Memory, can_read, cited, closed_book, quote
+from nightschool.documents import MAX_FILE_BYTES
 from nightschool.errors import FileFormatError, NotFound
 from nightschool.forget import forget
 from nightschool.library import Source, list_sources, remember_bytes, remember_text
@@ -102,22 +103,32 @@ def find_source(db: Database, id: int) -> Source:
 async def remember(request: Request, here: Here) -> shapes.Remembered:
     """Remember files (multipart, a part for each) or a note (JSON)."""
     start_s = time.perf_counter()
+    found = shapes.Remembered(remembered=[], failed=[], seconds=0.0)
     if request.headers.get("content-type", "").startswith("multipart/"):
-        found = await asyncio.to_thread(_keep_files, await _files(request))
+        await _remember_files(request, found)
     else:
-        found = await asyncio.to_thread(_keep_note, _note(await request.body()))
+        note = _note(await request.body())
+        keep = partial(remember_text, text=note.text, name=note.name or "")
+        await asyncio.to_thread(_keep, found, note.name or "note", keep)
     await here.searching.make_vectors()
     found.seconds = round(time.perf_counter() - start_s, 4)
     return found
 
 
-async def _files(request: Request) -> list[tuple[str, bytes]]:
-    """The files of a form, with names that are no paths of this machine."""
+async def _remember_files(request: Request, found: shapes.Remembered) -> None:
+    """The files of a form, one in memory at a time, under names that are no paths of this machine."""
     async with request.form(max_files=MAX_FILES, max_fields=MAX_FILES) as form:
         parts = [part for _, part in form.multi_items() if isinstance(part, UploadFile)]
         if not parts:
             raise ApiError(400, "There is no file in this form.", param="files")
-        return [(clean_name(part.filename or "file"), await part.read()) for part in parts]
+        for part in parts:
+            name = clean_name(part.filename or "file")
+            if (part.size or 0) > MAX_FILE_BYTES:
+                reason = f"it has more than {MAX_FILE_BYTES >> 20} MB, which is the limit"
+                found.failed.append(shapes.Failed(name=name, reason=reason))
+                continue
+            keep = partial(remember_bytes, data=await part.read(), name=name)
+            await asyncio.to_thread(_keep, found, name, keep)
 
 
 def clean_name(name: str) -> str:
@@ -133,25 +144,14 @@ def _note(body: bytes) -> shapes.Note:
         raise validation_error(error.errors()) from error
 
 
-def _keep_files(files: list[tuple[str, bytes]]) -> shapes.Remembered:
-    return _keep({name: partial(remember_bytes, data=data, name=name) for name, data in files})
-
-
-def _keep_note(note: shapes.Note) -> shapes.Remembered:
-    name = note.name or ""
-    return _keep({name or "note": partial(remember_text, text=note.text, name=name)})
-
-
-def _keep(given: Mapping[str, Callable[[Database], Source]]) -> shapes.Remembered:
-    found = shapes.Remembered(remembered=[], failed=[], seconds=0.0)
+def _keep(found: shapes.Remembered, name: str, keep: Callable[[Database], Source]) -> None:
+    """Remember one thing, or note why it cannot be."""
     with closing(open_store()) as db:
-        for name, keep in given.items():
-            try:
-                found.remembered.append(shown(keep(db)))
-            except FileFormatError as error:
-                found.failed.append(shapes.Failed(name=name, reason=str(error)))
+        try:
+            found.remembered.append(shown(keep(db)))
+        except FileFormatError as error:
+            found.failed.append(shapes.Failed(name=name, reason=str(error)))
         purge_soon(db)
-    return found
 
 
 # Forgetting ---------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from nightschool.server.state import Here, State
 from nightschool.settings import StudySettings
 from nightschool.store import Database, get_note
 
-STOP_LIMIT_S, STOP_WAIT_S = 15.0, 0.05
+STOP_LIMIT_S, STOP_WAIT_S = 60.0, 0.05
 # Where no study on a base was ever finished: what ember's took (bench/RESULTS.md), by parameters.
 TOKENS_A_CHUNK = 2500
 WRITING_S = 1.5  # a chunk, by a base of EMBER_PARAMETERS
