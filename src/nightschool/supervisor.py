@@ -47,6 +47,7 @@ class Supervisor:
     ) -> None:
         self._is_chatting, self._threads, self._nice = is_chatting, threads, nice
         self._closing, self._news = threading.Event(), threading.Event()
+        self._is_working = False
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
 
     def start(self) -> None:
@@ -61,8 +62,13 @@ class Supervisor:
             self._thread.join()
 
     def wake(self) -> None:
-        """Something has changed, as a new job, a wish or a chat: look at once."""
+        """Something has changed, as a new job or a wish: look at once."""
         self._news.set()
+
+    def look_at_chats(self) -> None:
+        """Somebody has begun to chat, or nobody does any longer: only a job that runs must know at once."""
+        if self._is_working:
+            self._news.set()
 
     def _run(self) -> None:
         while not self._closing.is_set():
@@ -84,6 +90,7 @@ class Supervisor:
 
     def _see_through(self, db: Database, job: Job) -> None:
         """Have a worker do a job, and settle what it left unsettled."""
+        self._is_working = True
         worker = Worker(job.id, threads=self._threads, nice=self._nice)
         jobs.hand_over(db, job.id, jobs.owner_of(worker.process.pid))
         try:
@@ -96,6 +103,7 @@ class Supervisor:
                     self._news.clear()
                     _clear_away(db)
         finally:
+            self._is_working = False
             worker.stop()
         self._settle(db, jobs.find(db, job.id), worker)
 

@@ -16,6 +16,6 @@ class Health(BaseModel):
 
 
 @router.get("/health")
-def health() -> Health:
+async def health() -> Health:
     """Say that the server is there; starts no engine."""
     return Health()

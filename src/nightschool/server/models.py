@@ -9,8 +9,10 @@
 Only names are understood, never paths: what lies elsewhere on the disk must be registered first.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
 from fastapi import APIRouter
 from pydantic import BaseModel
@@ -18,7 +20,7 @@ from pydantic import BaseModel
 from nightschool.adapters import GGUF, NAME, Adapter, Stack, find_adapter, list_adapters, parse_part
 from nightschool.errors import NotFound
 from nightschool.hub import Base, list_bases
-from nightschool.paths import adapters_dir
+from nightschool.paths import adapters_dir, models_dir
 from nightschool.server.problems import ApiError
 from nightschool.tuned import PREFIX, read_tuned_name
 
@@ -60,7 +62,7 @@ def _resolved(name: str) -> Target:
     if len(name) > MAX_NAME:
         raise NotFound("There is no model of so long a name.")
     text = name.removesuffix(MEMORY)
-    bases = {base.name: base for base in list_bases()}
+    bases = _known_bases()
     base, parts = _split(text, bases)
     adapters = tuple(parse_part(part, text) for part in parts)
     names = [adapter for adapter, _ in adapters]
@@ -75,7 +77,18 @@ def _resolved(name: str) -> Target:
     return Target(name, base, adapters, memory=name.endswith(MEMORY))
 
 
-def _split(text: str, bases: dict[str, Base]) -> tuple[Base, list[str]]:
+def _known_bases() -> Mapping[str, Base]:
+    """The bases by name; read anew when the folder has changed, for every request asks."""
+    folder = models_dir()
+    return _bases_at(folder, folder.stat().st_mtime_ns if folder.is_dir() else 0)
+
+
+@lru_cache(maxsize=8)
+def _bases_at(folder: Path, changed_ns: int) -> Mapping[str, Base]:
+    return {base.name: base for base in list_bases()}
+
+
+def _split(text: str, bases: Mapping[str, Base]) -> tuple[Base, list[str]]:
     """The base, and the adapters' names with their scales. A base's name may have '+' in it."""
     longest_first = sorted(bases, key=lambda name: -len(name))
     for name in longest_first:
@@ -96,7 +109,7 @@ def _is_adapter(name: str) -> bool:
     return bool(NAME.fullmatch(name)) and (adapters_dir() / name / GGUF).is_file()
 
 
-def _base_of(adapter: Adapter, bases: dict[str, Base]) -> Base:
+def _base_of(adapter: Adapter, bases: Mapping[str, Base]) -> Base:
     """The base an adapter was trained on, if it goes by that name here."""
     name = str(adapter.card.get("base", {}).get("name", ""))
     if name not in bases:

@@ -31,7 +31,7 @@ class State:
         self.supervisor = Supervisor(
             is_chatting=lambda: chatting.is_active, threads=settings.threads, nice=settings.nice
         )
-        chatting.listen(lambda _: self.supervisor.wake())
+        chatting.listen(lambda _: self.supervisor.look_at_chats())
         self.closing = asyncio.Event()  # set when the server begins to end: answers under way end too
         self._warming: asyncio.Task[None] | None = None
 

@@ -52,8 +52,12 @@ class Reply:
         return b"".join([piece async for piece in self.pieces()])
 
     def close(self) -> None:
-        """Keep the connection for the next request, or, when there is more to come, cut it off."""
-        if self._is_complete and self.headers.get("connection", "").lower() != "close":
+        """Keep the connection for the next request, or, when there is more to come, cut it off.
+
+        llama.cpp ends those that it has sent events over.
+        """
+        has_length = "content-length" in self.headers
+        if self._is_complete and has_length and self.headers.get("connection", "").lower() != "close":
             self._pool.keep(self._key, self._connection)
         else:
             self._connection[1].transport.abort()
