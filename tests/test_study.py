@@ -331,8 +331,9 @@ def test_where_time_is_short_an_adapter_goes_on_learning_with_some_of_what_it_kn
     assert len(find_adapter("notes").card["sources"]) == 4
 
 
-def test_training_ends_in_time_for_the_exam(base, db):
-    slow = StudySettings(**(QUICK | EASY | {"epochs": 4000.0}), minutes=0.4)
+def test_training_ends_in_time_for_the_exam(base, db, monkeypatch):
+    monkeypatch.setattr("nightschool.study.MIN_TRAINING_S", 4.0)
+    slow = StudySettings(**(QUICK | EASY | {"epochs": 1000.0}), minutes=0.05)
     set_note(db, f"tokens_per_s {base_hash(find_base(base).path)}", "1e9")  # planned by a wrong speed
     began = time.monotonic()
     outcome, notices = drain(study(db, StudyOrder(base, settings=slow, train=TRAIN)))

@@ -123,7 +123,9 @@ def note_due(db: Database, names: Iterable[str], gone: Iterable[int]) -> list[st
     """
     found: list[str] = []
     gone = set(gone)
-    for name in dict.fromkeys(root_name(name) for name in names):
+    for name in names:
+        if name != root_name(name):  # a version that is not in use
+            continue
         past = last_plan(db, name)
         if past is None:
             continue
