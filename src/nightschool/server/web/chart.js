@@ -48,15 +48,15 @@ function smoothed(values) {
 
 /**
  * Pairs of bars: [{name, before, after, mark, href, note}], shares between 0 and 1. `mark` is a third figure, drawn
- * as a line across; null figures are left out.
+ * as a line across; null figures are left out. `hasKeys`: whether to say which bar is which.
  */
-export function beforeAfter(rows, { mark = "" } = {}) {
+export function beforeAfter(rows, { mark = "", hasKeys = true } = {}) {
   const keys = [["before", "before studying"], ["after", "after, without notes"]];
   if (mark && rows.some((row) => row.mark !== null && row.mark !== undefined)) keys.push(["mark", mark]);
   return element(
     "figure",
     { class: "bars" },
-    element("figcaption", {}, keys.map(([name, text]) => element("span", { class: `key ${name}` }, text))),
+    hasKeys ? element("figcaption", {}, keys.map(([name, text]) => element("span", { class: `key ${name}` }, text))) : null,
     element("ul", {}, rows.map((row) => element("li", {}, label(row), bars(row, mark)))),
   );
 }

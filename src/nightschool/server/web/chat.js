@@ -7,6 +7,7 @@ import { AnswerView, isSend, question } from "./message.js";
 import * as stack from "./stack.js";
 
 const SENTENCE = /[^.!?\n]+[.!?\n]+[”"’')]*(\s*\[\d+\])*/y;
+const TEMPERATURE = 0.3; // as `nightschool chat`: what was learned shall come out
 const NEAR_PX = 120; // whoever is that close to the end wants to see it grow
 
 let answering = null; // an AbortController while an answer comes
@@ -128,7 +129,8 @@ function redrawLast(view) {
 }
 
 async function receive(messages, message, view, signal) {
-  const body = { model: message.model, messages, stream: true, nightschool: { memory: message.memory } };
+  const { model, memory } = message;
+  const body = { model, messages, stream: true, temperature: TEMPERATURE, nightschool: { memory } };
   const teller = new Teller();
   for await (const event of stream("/v1/chat/completions", body, signal)) {
     const delta = event.choices[0]?.delta ?? {};

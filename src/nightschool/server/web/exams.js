@@ -67,7 +67,7 @@ function report(adapter) {
     element("p", { class: "lead" }, verdict(adapter)),
     adapter.reasons.length ? element("p", { class: "warning" }, `Not put to use: ${adapter.reasons.join("; ")}.`) : null,
     buttons(adapter),
-    adapter.topics.length > 1 ? [element("h3", {}, "By source"), beforeAfter(adapter.topics.map(topic))] : null,
+    adapter.topics.length > 1 ? [element("h3", {}, "By source"), beforeAfter(adapter.topics.map(topic), { hasKeys: false })] : null,
     element("div", { class: "columns" }, marks(adapter), receipt(adapter)),
     questions(adapter),
   );

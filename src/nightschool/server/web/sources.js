@@ -65,7 +65,8 @@ async function fill(place, source) {
 
 async function forget(source, button) {
   const rebuild = element("input", { type: "checkbox", id: "rebuild", checked: true });
-  const knows = source.studied_by.filter((name) => !/\.(next|previous)$/.test(name));
+  const knows = source.studied_by.filter((name) => !name.endsWith(".previous"));
+  const canRebuild = knows.some((name) => !name.endsWith(".next")); // a candidate goes for good
   const sure = await confirmed({
     title: `Forget ${source.label}?`,
     yes: "Forget",
@@ -74,13 +75,13 @@ async function forget(source, button) {
       ...(knows.length
         ? [
             element("p", {}, `${list(knows)} learned from it and cannot unlearn it: it is retired at once.`),
-            element("label", { class: "pick" }, rebuild, " Study what else it knew again, without this"),
+            canRebuild ? element("label", { class: "pick" }, rebuild, " Study what else it knew again, without this") : "",
           ]
         : []),
     ],
   });
   if (!sure) return;
-  const path = `/sources/${source.id}?rebuild=${Boolean(knows.length && rebuild.checked)}`;
+  const path = `/sources/${source.id}?rebuild=${canRebuild && rebuild.checked}`;
   const done = await attempt(byId("sources-problem"), button, () => call("DELETE", path));
   if (!done) return;
   byId("forgotten").textContent = sentence(done);

@@ -114,7 +114,10 @@ function drawAdapters() {
 
 function adapterChoice(adapter) {
   const { name } = adapter;
-  const figures = adapter.recall_after === null ? "" : `, knows ${share(adapter.recall_after)}`;
+  const facts = [
+    adapter.promoted ? null : "a candidate, not in use",
+    adapter.recall_after === null ? null : `knows ${share(adapter.recall_after)} of its exam`,
+  ];
   return element(
     "div",
     { class: "adapter-choice" },
@@ -122,7 +125,7 @@ function adapterChoice(adapter) {
       "label",
       { class: "pick" },
       element("input", { type: "checkbox", id: `on-${name}`, onchange: (event) => set(name, { on: event.target.checked }) }),
-      element("span", {}, name, element("small", {}, adapter.promoted ? figures : `${figures} (a candidate, not in use)`)),
+      element("span", {}, name, " ", element("small", {}, facts.filter(Boolean).join(" · "))),
     ),
     element("label", { class: "hidden", for: `scale-${name}` }, `Scale of ${name}`),
     element("input", {

@@ -3,12 +3,14 @@
 import { call } from "./api.js";
 import { attempt, byId, element, redraw } from "./dom.js";
 import { count, duration, number } from "./figures.js";
+import { onBeat } from "./pulse.js";
 
 const PAUSE_MS = 300; // of typing, before the plan is asked for
 
 let tell = () => {};
 let sources = [];
 let timer = 0;
+let running = null; // the job under way, if any
 
 /** `listener(job)` is called when a study is in the queue. */
 export function onQueued(listener) {
@@ -65,7 +67,7 @@ async function drawPlan() {
   if (!plan) return;
   byId("plan").textContent = sentence(plan);
   byId("study").disabled = plan.sources === 0;
-  byId("restart-label").hidden = !plan.unfinished;
+  byId("restart-label").hidden = !plan.unfinished || running?.name === byId("study-name").value;
 }
 
 function sentence(plan) {
@@ -79,7 +81,8 @@ function sentence(plan) {
   ];
   if (!plan.measured) said.push("That is a guess: no study on this base was timed yet.");
   if (plan.waits) said.push(`${count(plan.waits, "passage")} would wait for the next study.`);
-  if (plan.unfinished) said.push("It goes on with the study that was stopped.");
+  if (running) said.push("It would begin when the study under way is done.");
+  else if (plan.unfinished) said.push("It goes on with the study that was stopped.");
   return said.join(" ");
 }
 
@@ -105,6 +108,12 @@ async function order(event) {
   byId("jobs-title").scrollIntoView({ block: "start" });
 }
 
+onBeat((status) => {
+  const isOther = status && status.job?.id !== running?.id;
+  if (!isOther) return;
+  running = status.job;
+  if (!byId("view-teach").hidden) drawPlan();
+});
 for (const id of ["minutes", "until"]) {
   byId(id).addEventListener("focus", () => (byId(id === "until" ? "until-hour" : "for-minutes").checked = true));
 }
