@@ -303,3 +303,32 @@ def test_many_texts_come_back_in_their_order(client):
     assert len(found) == 150
     for mine, theirs in zip(found, again[::-1], strict=True):
         assert mine.embedding == pytest.approx(theirs.embedding, abs=1e-3)
+
+
+# Settings -----------------------------------------------------------------------------------------
+
+
+def test_slots_context_and_threads_reach_the_engine(base):
+    with serving(model=base, slots=3, ctx=256, threads=1) as server, server.openai() as client:
+        assert said(client)
+        ((_, served),) = server.state.engines._served.items()
+        asked = served.engine.settings
+        assert (asked.slots, asked.ctx, asked.threads) == (3, 256, 1)
+        with pytest.raises(openai.BadRequestError, match="holds 256"):
+            client.chat.completions.create(model=base, messages=[{"role": "user", "content": "the " * 300}])
+        with_no_model = httpx.post(
+            server.url + "/v1/chat/completions", json={"messages": HELLO, "max_tokens": 1}
+        )
+        assert with_no_model.json()["model"] == base
+
+
+def test_an_external_server_can_stand_in(base, files, monkeypatch):
+    with Engine(files / "tiny.gguf", slots=2) as engine:
+        answer = engine.chat(HELLO, temperature=0.0, ignore_eos=True, max_tokens=12)
+        process = engine.borrow_started()
+        key = process.headers["Authorization"].removeprefix("Bearer ")
+        monkeypatch.setenv("NIGHTSCHOOL_ENGINE", process.address.replace("://", f"://x:{key}@"))
+        with serving(model=base) as server, server.openai() as client:
+            assert said(client) == answer
+            assert "".join(c.choices[0].delta.content or "" for c in ask(client, stream=True)) == answer
+        engine.release(process)
