@@ -41,7 +41,7 @@ export async function* stream(path, body, signal) {
   }
 }
 
-/** Fetch a file and hand it to the browser's downloads. A plain link could neither send the key nor say what failed. */
+/** Fetch a file for the browser's downloads: a plain link could neither send the key nor say what failed. */
 export async function download(path, name) {
   const response = await request("GET", OURS + path);
   const said = /filename="([^"]+)"/.exec(response.headers.get("content-disposition") ?? "");

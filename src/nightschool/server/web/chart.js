@@ -1,4 +1,4 @@
-// Two drawings: how the loss fell, and what was known before and after. Widths are shares of whatever room there is.
+// Two drawings: how the loss fell, and what was known before and after. They take whatever room there is.
 
 import { element, shape } from "./dom.js";
 import { share } from "./figures.js";
@@ -22,20 +22,28 @@ export function lossCurve(points) {
   const drawing = shape(
     "svg",
     { viewBox: `0 -6 ${WIDTH} ${HEIGHT + 12}`, preserveAspectRatio: "none", role: "img", "aria-label": said },
-    [0, 0.5, 1].map((at) => shape("line", { class: "grid", x1: 0, x2: WIDTH, y1: at * HEIGHT, y2: at * HEIGHT })),
+    [0, 0.5, 1].map((at) =>
+      shape("line", { class: "grid", x1: 0, x2: WIDTH, y1: at * HEIGHT, y2: at * HEIGHT }),
+    ),
     shape("polyline", { class: "loss", points: line }),
     held.length > 1 ? shape("polyline", { class: "valid", points: validLine }) : null,
   );
   return element(
     "figure",
     { class: "curve" },
-    element("div", { class: "scale", "aria-hidden": "true" }, [high, (low + high) / 2, low].map((at) => element("span", {}, at.toFixed(2)))),
+    element(
+      "div",
+      { class: "scale", "aria-hidden": "true" },
+      [high, (low + high) / 2, low].map((at) => element("span", {}, at.toFixed(2))),
+    ),
     drawing,
     element(
       "figcaption",
       {},
       element("span", { class: "key loss" }, `loss ${losses.at(-1).toFixed(2)}`),
-      held.length ? element("span", { class: "key valid" }, `on questions set aside ${held.at(-1)[2].toFixed(2)}`) : null,
+      held.length
+        ? element("span", { class: "key valid" }, `on questions set aside ${held.at(-1)[2].toFixed(2)}`)
+        : null,
       element("span", { class: "end" }, `step ${steps.at(-1)}`),
     ),
   );
@@ -51,13 +59,26 @@ function smoothed(values) {
  * as a line across; null figures are left out. `hasKeys`: whether to say which bar is which.
  */
 export function beforeAfter(rows, { mark = "", hasKeys = true } = {}) {
-  const keys = [["before", "before studying"], ["after", "after, without notes"]];
+  const keys = [
+    ["before", "before studying"],
+    ["after", "after, without notes"],
+  ];
   if (mark && rows.some((row) => row.mark !== null && row.mark !== undefined)) keys.push(["mark", mark]);
   return element(
     "figure",
     { class: "bars" },
-    hasKeys ? element("figcaption", {}, keys.map(([name, text]) => element("span", { class: `key ${name}` }, text))) : null,
-    element("ul", {}, rows.map((row) => element("li", {}, label(row), bars(row, mark)))),
+    hasKeys
+      ? element(
+          "figcaption",
+          {},
+          keys.map(([name, text]) => element("span", { class: `key ${name}` }, text)),
+        )
+      : null,
+    element(
+      "ul",
+      {},
+      rows.map((row) => element("li", {}, label(row), bars(row, mark))),
+    ),
   );
 }
 
@@ -67,7 +88,11 @@ function label({ name, href, note, isCurrent }) {
 }
 
 function bars({ before, after, mark: at }, mark) {
-  const said = [`before ${share(before)}`, `after ${share(after)}`, at == null || !mark ? null : `${mark} ${share(at)}`];
+  const said = [
+    `before ${share(before)}`,
+    `after ${share(after)}`,
+    at == null || !mark ? null : `${mark} ${share(at)}`,
+  ];
   return element(
     "div",
     { class: "pair" },
@@ -77,9 +102,17 @@ function bars({ before, after, mark: at }, mark) {
       shape("rect", { class: "room", width: "100%", height: 34, rx: 4 }),
       bar("before", before, { y: 4, height: 9 }),
       bar("after", after, { y: 16, height: 14 }),
-      at == null || !mark ? null : shape("line", { class: "mark", x1: `${at * 100}%`, x2: `${at * 100}%`, y1: 0, y2: 34 }),
+      at == null || !mark
+        ? null
+        : shape("line", { class: "mark", x1: `${at * 100}%`, x2: `${at * 100}%`, y1: 0, y2: 34 }),
     ),
-    element("span", { class: "values", "aria-hidden": "true" }, element("span", { class: "was" }, share(before)), " → ", element("strong", {}, share(after))),
+    element(
+      "span",
+      { class: "values", "aria-hidden": "true" },
+      element("span", { class: "was" }, share(before)),
+      " → ",
+      element("strong", {}, share(after)),
+    ),
   );
 }
 

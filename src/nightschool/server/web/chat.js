@@ -50,8 +50,18 @@ function drawEmpty() {
   if (place.hidden) return;
   const teach = element("a", { href: "#teach" }, "Teach");
   const first = stack.sourceCount()
-    ? element("p", {}, "Ask about something that stands in your notes. The answer says which note it is from.")
-    : element("p", {}, "Begin with ", teach, ": give it a page of your notes, and a second later you can ask about it here.");
+    ? element(
+        "p",
+        {},
+        "Ask about something that stands in your notes. The answer says which note it is from.",
+      )
+    : element(
+        "p",
+        {},
+        "Begin with ",
+        teach,
+        ": give it a page of your notes, and a second later you can ask about it here.",
+      );
   const isTiny = (stack.base()?.parameters ?? Infinity) < 50e6;
   const tiny = element(
     "p",
@@ -65,7 +75,12 @@ function drawEmpty() {
 
 function showProblem(text) {
   const again = element("button", { type: "button", onclick: retry }, "Try again");
-  const line = element("li", { class: "problem-line" }, element("p", { class: "problem", role: "alert" }, text), again);
+  const line = element(
+    "li",
+    { class: "problem-line" },
+    element("p", { class: "problem", role: "alert" }, text),
+    again,
+  );
   byId("messages").append(line);
 }
 
@@ -115,7 +130,8 @@ async function answer() {
   if (message.content) finish(message, view);
   else view.node.remove();
   if (problem) showProblem(problem.message);
-  else if (!message.content) showProblem(message.stopped ? "Stopped before the first word." : "The answer is empty.");
+  else if (!message.content)
+    showProblem(message.stopped ? "Stopped before the first word." : "The answer is empty.");
 }
 
 /** The new answer stands at the end; one that it takes the place of goes. */
@@ -168,7 +184,8 @@ class Teller {
 
   #say(text) {
     const said = text.replace(/\[(\d+)\]/g, "(note $1)").trim();
-    if (said) byId("spoken").append(element("span", {}, `${said} `)); // what is added is read, after what was before
+    // What is added is read after what stood there before.
+    if (said) byId("spoken").append(element("span", {}, `${said} `));
   }
 }
 

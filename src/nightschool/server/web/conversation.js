@@ -32,7 +32,7 @@ export function clear() {
   save();
 }
 
-/** The messages as the API takes them. Templates want turns to alternate: questions without an answer become one. */
+/** The messages as the API takes them. Turns must alternate: questions without an answer become one. */
 export function forModel() {
   const turns = [];
   for (const { role, content } of messages) {

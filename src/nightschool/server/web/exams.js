@@ -1,4 +1,4 @@
-// The view that shows what studying brought: before and after, what was forgotten, what it cost, question by question.
+// The view that shows what studying brought: before and after, what was forgotten, what it cost.
 
 import { call } from "./api.js";
 import { beforeAfter } from "./chart.js";
@@ -31,8 +31,12 @@ function nothing() {
     "div",
     { class: "empty" },
     element("h2", {}, "No exam was sat yet"),
-    element("p", {}, "Before a study, some questions about your notes are set aside. Afterwards the model must answer them ",
-      "without the notes, and you see here what it learned and what it forgot."),
+    element(
+      "p",
+      {},
+      "Before a study, some questions about your notes are set aside. Afterwards the model must answer them ",
+      "without the notes, and you see here what it learned and what it forgot.",
+    ),
     element("p", {}, element("a", { class: "button", href: "#teach" }, "Give it something to study")),
   );
 }
@@ -50,9 +54,16 @@ function overview(adapters, chosen) {
     after: each.recall_after,
     mark: each.recall_with_notes,
   }));
-  const untested = others.map((each) => element("a", { href: link(each) }, each.name)).flatMap((each) => [" ", each]);
+  const untested = others
+    .map((each) => element("a", { href: link(each) }, each.name))
+    .flatMap((each) => [" ", each]);
   return [
-    ...(rows.length ? [element("p", {}, "How many of the exam's questions each adapter answers right."), beforeAfter(rows, { mark: WITH_NOTES })] : []),
+    ...(rows.length
+      ? [
+          element("p", {}, "How many of the exam's questions each adapter answers right."),
+          beforeAfter(rows, { mark: WITH_NOTES }),
+        ]
+      : []),
     ...(others.length ? [element("p", { class: "hint" }, "Without an exam:", untested)] : []),
   ];
 }
@@ -65,9 +76,13 @@ function report(adapter) {
     { class: "card exam", "aria-labelledby": "exam-title" },
     element("header", { class: "row" }, element("h2", { id: "exam-title" }, adapter.name), tag(adapter)),
     element("p", { class: "lead" }, verdict(adapter)),
-    adapter.reasons.length ? element("p", { class: "warning" }, `Not put to use: ${adapter.reasons.join("; ")}.`) : null,
+    adapter.reasons.length
+      ? element("p", { class: "warning" }, `Not put to use: ${adapter.reasons.join("; ")}.`)
+      : null,
     buttons(adapter),
-    adapter.topics.length > 1 ? [element("h3", {}, "By source"), beforeAfter(adapter.topics.map(topic), { hasKeys: false })] : null,
+    adapter.topics.length > 1
+      ? [element("h3", {}, "By source"), beforeAfter(adapter.topics.map(topic), { hasKeys: false })]
+      : null,
     element("div", { class: "columns" }, marks(adapter), receipt(adapter)),
     questions(adapter),
   );
@@ -78,7 +93,9 @@ function topic({ name, questions: asked, recall_before: before, recall_after: af
 }
 
 function tag({ promoted }) {
-  return promoted ? element("span", { class: "tag good" }, "in use") : element("span", { class: "tag warn" }, "a candidate");
+  return promoted
+    ? element("span", { class: "tag good" }, "in use")
+    : element("span", { class: "tag warn" }, "a candidate");
 }
 
 function verdict({ base, recall_before: before, recall_after: after, made_at: at }) {
@@ -90,7 +107,16 @@ function verdict({ base, recall_before: before, recall_after: after, made_at: at
 function buttons(adapter) {
   const { name } = adapter;
   const act = (text, action, kind = null) =>
-    element("button", { type: "button", class: kind, "aria-label": `${text} ${name}`, onclick: (event) => action(adapter, event.target) }, text);
+    element(
+      "button",
+      {
+        type: "button",
+        class: kind,
+        "aria-label": `${text} ${name}`,
+        onclick: (event) => action(adapter, event.target),
+      },
+      text,
+    );
   const talk = `#chat?${new URLSearchParams({ model: adapter.model, memory: "off" })}`;
   return element(
     "div",
@@ -103,26 +129,48 @@ function buttons(adapter) {
 }
 
 async function promote(adapter, button) {
-  const body = [element("p", {}, `It did not pass: ${adapter.reasons.join("; ")}. What is in use now can be brought back with “Roll back”.`)];
-  if (adapter.reasons.length && !(await confirmed({ title: `Put ${adapter.name} to use all the same?`, body, yes: "Put to use" }))) return;
+  const body = [
+    element(
+      "p",
+      {},
+      `It did not pass: ${adapter.reasons.join("; ")}. What is in use now can be brought back with “Roll back”.`,
+    ),
+  ];
+  if (
+    adapter.reasons.length &&
+    !(await confirmed({ title: `Put ${adapter.name} to use all the same?`, body, yes: "Put to use" }))
+  )
+    return;
   await settle(adapter, button, "POST", "/promote", (now) => `${now.name} is in use now.`);
 }
 
 async function rollBack(adapter, button) {
-  await settle(adapter, button, "POST", "/rollback", (now) => `${now.name} is what it was before. Roll back once more to undo that.`);
+  await settle(
+    adapter,
+    button,
+    "POST",
+    "/rollback",
+    (now) => `${now.name} is what it was before. Roll back once more to undo that.`,
+  );
 }
 
 async function forget(adapter, button) {
   const { name } = adapter;
   const body = [
-    element("p", {}, "The adapter is deleted with what it learned. The notes stay remembered, and a study can make it again."),
+    element(
+      "p",
+      {},
+      "The adapter is deleted with what it learned. The notes stay remembered, and a study can make it again.",
+    ),
   ];
   if (!(await confirmed({ title: `Forget the adapter ${name}?`, body, yes: "Forget" }))) return;
   await settle(adapter, button, "DELETE", "", () => `${name} is gone.`);
 }
 
 async function settle({ name }, button, method, path, told) {
-  const done = await attempt(byId("exams-problem"), button, () => call(method, `/adapters/${encodeURIComponent(name)}${path}`));
+  const done = await attempt(byId("exams-problem"), button, () =>
+    call(method, `/adapters/${encodeURIComponent(name)}${path}`),
+  );
   if (!done) return;
   const next = done.name ? `#exams/${encodeURIComponent(done.name)}` : "#exams";
   history.replaceState(null, "", next);
@@ -172,6 +220,12 @@ function table(title, rows) {
     "section",
     {},
     element("h3", {}, title),
-    element("dl", {}, rows.filter(([, value]) => !value.startsWith("–")).map(([name, value]) => [element("dt", {}, name), element("dd", {}, value)])),
+    element(
+      "dl",
+      {},
+      rows
+        .filter(([, value]) => !value.startsWith("–"))
+        .map(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]),
+    ),
   );
 }

@@ -46,11 +46,19 @@ export async function refresh() {
   const nodes = found.jobs.map((job) => cards.get(job.id).node);
   const place = byId("jobs");
   if (!nodes.length) {
-    place.replaceChildren(element("p", { class: "empty" }, "None yet. A study shows here how far it is, also after you closed this page."));
+    place.replaceChildren(
+      element(
+        "p",
+        { class: "empty" },
+        "None yet. A study shows here how far it is, also after you closed this page.",
+      ),
+    );
     return;
   }
   const older = nodes.slice(SHOWN);
-  const more = older.length ? element("details", {}, element("summary", {}, `${older.length} older`), older) : null;
+  const more = older.length
+    ? element("details", {}, element("summary", {}, `${older.length} older`), older)
+    : null;
   place.replaceChildren(...nodes.slice(0, SHOWN), ...(more ? [more] : []));
 }
 
@@ -89,7 +97,14 @@ class Card {
       "article",
       { class: "card job" },
       element("header", { class: "row" }, this.head, this.tag),
-      this.stages, this.bar, this.facts, this.outcome, this.chart, this.buttons, this.problem, this.log,
+      this.stages,
+      this.bar,
+      this.facts,
+      this.outcome,
+      this.chart,
+      this.buttons,
+      this.problem,
+      this.log,
     );
     this.last = 0;
     this.shown = "";
@@ -119,7 +134,7 @@ class Card {
   }
 
   #speak(job) {
-    const news = `${job.name}: ${job.state === "running" ? STAGES[job.stage] ?? job.stage : STATES[job.state]}`;
+    const news = `${job.name}: ${job.state === "running" ? (STAGES[job.stage] ?? job.stage) : STATES[job.state]}`;
     if (this.job && news !== this.news) byId("job-spoken").textContent = news;
     this.news = news;
   }
@@ -128,7 +143,11 @@ class Card {
     const names = Object.keys(STAGES);
     const at = names.indexOf(job.stage);
     const items = names.map((name, index) =>
-      element("li", { class: index < at ? "past" : null, "aria-current": index === at ? "step" : null }, STAGES[name]),
+      element(
+        "li",
+        { class: index < at ? "past" : null, "aria-current": index === at ? "step" : null },
+        STAGES[name],
+      ),
     );
     if (this.stages.dataset.at !== String(at)) this.stages.replaceChildren(...items);
     this.stages.dataset.at = at;
@@ -146,7 +165,8 @@ class Card {
     if (job.tokens_per_s && job.state === "running") told.push(`${number(job.tokens_per_s)} tokens/s`);
     if (job.seconds_left) told.push(`${duration(job.seconds_left)} left of this part`);
     if (job.started_at) told.push(`began ${when(job.started_at)}`);
-    if (job.finished_at && job.started_at) told.push(`took ${duration(Math.max(1, job.finished_at - job.started_at))}`);
+    if (job.finished_at && job.started_at)
+      told.push(`took ${duration(Math.max(1, job.finished_at - job.started_at))}`);
     this.facts.textContent = told.join(" · ");
   }
 
@@ -155,11 +175,21 @@ class Card {
     if (key === this.shown) return;
     this.shown = key;
     const button = (text, wish) =>
-      element("button", { type: "button", "aria-label": `${text} ${job.name}`, onclick: (event) => this.#ask(wish, event.target) }, text);
+      element(
+        "button",
+        {
+          type: "button",
+          "aria-label": `${text} ${job.name}`,
+          onclick: (event) => this.#ask(wish, event.target),
+        },
+        text,
+      );
     const isOpen = OPEN.includes(job.state);
     const had = this.buttons.contains(document.activeElement);
     this.buttons.replaceChildren(
-      ...(this.wish ? [element("p", { class: "hint" }, this.wish === "pause" ? "Pausing: it saves first…" : "Stopping…")] : []),
+      ...(this.wish
+        ? [element("p", { class: "hint" }, this.wish === "pause" ? "Pausing: it saves first…" : "Stopping…")]
+        : []),
       ...(job.state === "paused" ? [button("Resume", "resume")] : []),
       ...(["running", "queued"].includes(job.state) && !this.wish ? [button("Pause", "pause")] : []),
       ...(isOpen && this.wish !== "cancel" ? [button("Stop", "cancel")] : []),
@@ -170,7 +200,13 @@ class Card {
   async #ask(wish, button) {
     if (wish === "cancel") {
       const { name } = this.job;
-      const body = [element("p", {}, "What it has trained so far is dropped. Lessons that were written stay for the next study.")];
+      const body = [
+        element(
+          "p",
+          {},
+          "What it has trained so far is dropped. Lessons that were written stay for the next study.",
+        ),
+      ];
       if (!(await confirmed({ title: `Stop ${name}?`, body, yes: "Stop it" }))) return;
     }
     const job = await attempt(this.problem, button, () => call("POST", `/jobs/${this.id}/${wish}`));
@@ -193,7 +229,9 @@ class Card {
     if (!found) return;
     const fresh = found.events.filter(({ number }) => number > this.last);
     this.last = Math.max(this.last, found.last);
-    this.lines.append(...fresh.map(({ at, level, message }) => element("li", { class: level }, `${when(at)}: ${message}`)));
+    this.lines.append(
+      ...fresh.map(({ at, level, message }) => element("li", { class: level }, `${when(at)}: ${message}`)),
+    );
   }
 }
 
@@ -202,8 +240,10 @@ function outcome({ state, name, model, error, result }) {
   if (state !== "succeeded" || !result) return [];
   const { adapter, promoted, reasons, recall_before: before, recall_after: after } = result;
   if (!adapter) return [element("p", {}, "It ended without an adapter.")];
-  const knows = after === null ? "" : ` It answers ${share(after)} of its exam without notes; before, ${share(before)}.`;
-  const verdict = promoted === false ? `${name} was not put to use: ${reasons.join("; ")}.` : `${adapter} is in use.`;
+  const knows =
+    after === null ? "" : ` It answers ${share(after)} of its exam without notes; before, ${share(before)}.`;
+  const verdict =
+    promoted === false ? `${name} was not put to use: ${reasons.join("; ")}.` : `${adapter} is in use.`;
   const talk = `#chat?${new URLSearchParams({ model: `${model}+${adapter}`, memory: "off" })}`;
   return [
     element("p", {}, verdict + knows),

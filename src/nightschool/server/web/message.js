@@ -8,7 +8,8 @@ import { prose } from "./prose.js";
 export function question(message, edit) {
   const said = element("div", { class: "said" }, message.content);
   const node = element("li", { class: "mine" }, element("span", { class: "hidden" }, "You: "), said);
-  const begin = () => node.replaceChildren(editor(message.content, edit, () => node.replaceChildren(...shown)));
+  const begin = () =>
+    node.replaceChildren(editor(message.content, edit, () => node.replaceChildren(...shown)));
   const button = element("button", { class: "quiet", type: "button", onclick: begin }, "Edit");
   node.append(element("div", { class: "actions" }, button));
   const shown = [...node.childNodes];
@@ -93,13 +94,22 @@ export class AnswerView {
       message.stopped ? "stopped" : null,
     ];
     const again = retry && element("button", { class: "quiet", type: "button", onclick: retry }, "Try again");
-    const line = element("div", { class: "actions" }, element("span", {}, how.filter(Boolean).join(" · ")), again);
+    const line = element(
+      "div",
+      { class: "actions" },
+      element("span", {}, how.filter(Boolean).join(" · ")),
+      again,
+    );
     this.below.replaceChildren(...this.notes, line);
   }
 }
 
 function waiting() {
-  return element("p", { class: "waiting" }, element("span", { class: "hidden" }, "Waiting for the first word"));
+  return element(
+    "p",
+    { class: "waiting" },
+    element("span", { class: "hidden" }, "Waiting for the first word"),
+  );
 }
 
 function reference(number, note) {
@@ -109,5 +119,9 @@ function reference(number, note) {
     note.scrollIntoView({ block: "nearest" });
   };
   const label = `Note ${number}`;
-  return element("button", { class: "cite", type: "button", "aria-label": label, onclick: open }, String(number));
+  return element(
+    "button",
+    { class: "cite", type: "button", "aria-label": label, onclick: open },
+    String(number),
+  );
 }

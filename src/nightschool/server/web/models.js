@@ -18,11 +18,24 @@ export async function show() {
   if (!found) return;
   const [status, { bases }, { adapters }] = found;
   byId("machine").replaceChildren(machine(status, bases, adapters));
-  byId("bases").replaceChildren(element("ul", { class: "list" }, bases.map((each) => base(each, status.machine))), pulling());
+  byId("bases").replaceChildren(
+    element(
+      "ul",
+      { class: "list" },
+      bases.map((each) => base(each, status.machine)),
+    ),
+    pulling(),
+  );
   byId("shelf").replaceChildren(
     adapters.length
       ? element("ul", { class: "list" }, adapters.map(adapter))
-      : element("p", { class: "empty" }, "None yet. A study makes one: begin under ", element("a", { href: "#teach" }, "Teach"), "."),
+      : element(
+          "p",
+          { class: "empty" },
+          "None yet. A study makes one: begin under ",
+          element("a", { href: "#teach" }, "Teach"),
+          ".",
+        ),
   );
 }
 
@@ -46,14 +59,22 @@ function base(found, here) {
   return element(
     "li",
     { class: "grow" },
-    element("p", { class: "name" }, element("strong", {}, found.name), found.is_default ? element("span", { class: "tag" }, "default") : null),
+    element(
+      "p",
+      { class: "name" },
+      element("strong", {}, found.name),
+      found.is_default ? element("span", { class: "tag" }, "default") : null,
+    ),
     element("p", { class: "hint" }, facts.filter(Boolean).join(" · ")),
     fits(found, here),
   );
 }
 
 /** What training it takes, beside what there is. */
-function fits({ name, is_embedder: isEmbedder, problem, can_train: canTrain, memory_needed_bytes: needed }, here) {
+function fits(
+  { name, is_embedder: isEmbedder, problem, can_train: canTrain, memory_needed_bytes: needed },
+  here,
+) {
   if (isEmbedder) return element("p", { class: "fits" }, "Finds notes by meaning; it does not talk.");
   if (problem) return element("p", { class: "problem" }, problem);
   if (needed === null) return element("p", { class: "fits" }, "It can answer; it cannot be trained.");
@@ -66,7 +87,14 @@ function fits({ name, is_embedder: isEmbedder, problem, can_train: canTrain, mem
   return element(
     "div",
     { class: "fits" },
-    element("meter", { "aria-label": `Memory to train ${name}`, value: part, max: 1, high: 0.9, low: 0.6, optimum: 0 }),
+    element("meter", {
+      "aria-label": `Memory to train ${name}`,
+      value: part,
+      max: 1,
+      high: 0.9,
+      low: 0.6,
+      optimum: 0,
+    }),
     element("span", {}, said),
   );
 }
@@ -76,8 +104,20 @@ function pulling() {
     "details",
     { class: "help" },
     element("summary", {}, "Get another base"),
-    element("p", {}, "Only the command line fetches anything from elsewhere. Any GGUF of a common architecture will do:"),
-    element("pre", { tabindex: "0" }, element("code", {}, "nightschool pull bartowski/SmolLM2-135M-Instruct-GGUF --name smol\nnightschool pull ./my-model.gguf --name mine")),
+    element(
+      "p",
+      {},
+      "Only the command line fetches anything from elsewhere. Any GGUF of a common architecture will do:",
+    ),
+    element(
+      "pre",
+      { tabindex: "0" },
+      element(
+        "code",
+        {},
+        "nightschool pull bartowski/SmolLM2-135M-Instruct-GGUF --name smol\nnightschool pull ./my-model.gguf --name mine",
+      ),
+    ),
     element("p", {}, "Then load this page again."),
   );
 }
@@ -95,7 +135,12 @@ function adapter(found) {
   const exports = FORMATS.map(([format, name, use]) =>
     element(
       "button",
-      { type: "button", title: use, "aria-label": `Download ${found.name} as ${name}, ${use}`, onclick: (event) => send(found.name, format, { state, problem, button: event.target }) },
+      {
+        type: "button",
+        title: use,
+        "aria-label": `Download ${found.name} as ${name}, ${use}`,
+        onclick: (event) => send(found.name, format, { state, problem, button: event.target }),
+      },
       name,
     ),
   );
@@ -106,10 +151,19 @@ function adapter(found) {
       "p",
       { class: "name" },
       element("a", { href: `#exams/${encodeURIComponent(found.name)}` }, element("strong", {}, found.name)),
-      element("span", { class: found.promoted ? "tag good" : "tag warn" }, found.promoted ? "in use" : "a candidate"),
+      element(
+        "span",
+        { class: found.promoted ? "tag good" : "tag warn" },
+        found.promoted ? "in use" : "a candidate",
+      ),
     ),
     element("p", { class: "hint" }, facts.filter(Boolean).join(" · ")),
-    element("div", { class: "row exports", role: "group", "aria-label": `Download ${found.name}` }, element("span", {}, "Download as"), exports),
+    element(
+      "div",
+      { class: "row exports", role: "group", "aria-label": `Download ${found.name}` },
+      element("span", {}, "Download as"),
+      exports,
+    ),
     state,
     problem,
   );

@@ -39,7 +39,9 @@ async function giveNote(event) {
     return;
   }
   const name = byId("note-name").value.trim();
-  const done = await remember(byId("remember"), () => call("POST", "/sources", name ? { text, name } : { text }));
+  const done = await remember(byId("remember"), () =>
+    call("POST", "/sources", name ? { text, name } : { text }),
+  );
   if (done) byId("note-form").reset();
 }
 
@@ -53,12 +55,17 @@ async function remember(button, action) {
 }
 
 function outcome({ remembered, failed, seconds }) {
-  const lines = failed.map(({ name, reason }) => element("p", { class: "problem" }, `${name} was left out: ${reason}`));
+  const lines = failed.map(({ name, reason }) =>
+    element("p", { class: "problem" }, `${name} was left out: ${reason}`),
+  );
   if (!remembered.length) return lines;
   const labels = remembered.map((each) => each.label);
   const what = labels.length > 3 ? count(labels.length, "source") : list(labels);
   const ask = element("a", { href: "#chat?memory=on" }, "Ask about it");
-  return [element("p", { class: "good" }, `Remembered ${what} in ${duration(seconds)}. `, ask, "."), ...lines];
+  return [
+    element("p", { class: "good" }, `Remembered ${what} in ${duration(seconds)}. `, ask, "."),
+    ...lines,
+  ];
 }
 
 // Dropping ----------------------------------------------------------------------------------------

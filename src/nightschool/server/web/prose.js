@@ -52,7 +52,9 @@ function paragraph(lines, at, cite) {
   const from = at;
   const isPlain = (line) => line.trim() && ![FENCE, HEADING, BULLET, ORDERED].some((kind) => kind.test(line));
   while (at < lines.length && isPlain(lines[at])) at += 1;
-  const parts = lines.slice(from, at).flatMap((line, index) => [index ? element("br") : null, ...inline(line, cite)]);
+  const parts = lines
+    .slice(from, at)
+    .flatMap((line, index) => [index ? element("br") : null, ...inline(line, cite)]);
   return [element("p", {}, parts), at];
 }
 

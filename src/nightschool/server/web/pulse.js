@@ -35,6 +35,7 @@ async function ask() {
 }
 
 function whenSeen() {
-  if (document.hidden) timer = setTimeout(whenSeen, BUSY_MS); // nobody looks: nothing is asked
+  if (document.hidden)
+    timer = setTimeout(whenSeen, BUSY_MS); // nobody looks: nothing is asked
   else beat();
 }

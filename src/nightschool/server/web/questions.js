@@ -13,13 +13,24 @@ const KINDS = [
 
 export function questions({ exam }) {
   if (!exam.length) {
-    return element("p", { class: "hint" }, "Its questions are not kept: it sat no exam, or one of its sources was forgotten since.");
+    return element(
+      "p",
+      { class: "hint" },
+      "Its questions are not kept: it sat no exam, or one of its sources was forgotten since.",
+    );
   }
   const place = element("div");
-  const draw = (chosen, shown = SHOWN) => place.replaceChildren(...listed(exam.filter(chosen), shown, () => draw(chosen, Infinity)));
+  const draw = (chosen, shown = SHOWN) =>
+    place.replaceChildren(...listed(exam.filter(chosen), shown, () => draw(chosen, Infinity)));
   const picks = KINDS.map(([name, text, chosen]) => {
     const found = exam.filter(chosen).length;
-    const radio = element("input", { type: "radio", name: "questions", value: name, checked: name === "all", onchange: () => draw(chosen) });
+    const radio = element("input", {
+      type: "radio",
+      name: "questions",
+      value: name,
+      checked: name === "all",
+      onchange: () => draw(chosen),
+    });
     return found || name === "all" ? element("label", { class: "pick" }, radio, ` ${text} (${found})`) : null;
   });
   draw(KINDS[0][2]);
@@ -27,7 +38,12 @@ export function questions({ exam }) {
     "section",
     {},
     element("h3", {}, "The questions"),
-    element("fieldset", { class: "row picks" }, element("legend", { class: "hidden" }, "Which questions"), picks),
+    element(
+      "fieldset",
+      { class: "row picks" },
+      element("legend", { class: "hidden" }, "Which questions"),
+      picks,
+    ),
     place,
   );
 }
@@ -38,12 +54,26 @@ function listed(found, shown, all) {
   return [element("ol", { class: "questions" }, found.slice(0, shown).map(one)), ...more];
 }
 
-function one({ question, expected, topic, before, after, right_before: rightBefore, right_after: rightAfter }) {
+function one({
+  question,
+  expected,
+  topic,
+  before,
+  after,
+  right_before: rightBefore,
+  right_after: rightAfter,
+}) {
   return element(
     "li",
     {},
     element("p", { class: "question" }, question),
-    element("p", { class: "hint" }, "Expected: ", element("strong", {}, expected), topic ? ` · from ${topic}` : null),
+    element(
+      "p",
+      { class: "hint" },
+      "Expected: ",
+      element("strong", {}, expected),
+      topic ? ` · from ${topic}` : null,
+    ),
     element(
       "dl",
       { class: "replies" },

@@ -22,10 +22,19 @@ export async function refresh() {
   if (!found) return;
   listed(found.sources);
   if (!found.sources.length) {
-    redraw(byId("sources"), element("p", { class: "empty" }, "Nothing yet. Drop a file above, or type a note: a few facts that only you know are a good start."));
+    redraw(
+      byId("sources"),
+      element(
+        "p",
+        { class: "empty" },
+        "Nothing yet. Drop a file above, or type a note: a few facts that only you know are a good start.",
+      ),
+    );
     return;
   }
-  const rows = new Map([...byId("sources").querySelectorAll(".source")].map((row) => [row.dataset.state, row]));
+  const rows = new Map(
+    [...byId("sources").querySelectorAll(".source")].map((row) => [row.dataset.state, row]),
+  );
   const items = found.sources.map((source) => rows.get(JSON.stringify(source)) ?? row(source));
   byId("sources").replaceChildren(element("ul", { class: "list" }, items));
 }
@@ -42,8 +51,22 @@ function row(source) {
   return element(
     "li",
     { class: "source", "data-state": JSON.stringify(source) },
-    element("div", { class: "grow" }, read, element("p", { class: "hint" }, facts.join(" · ")), state(source)),
-    element("button", { type: "button", "aria-label": `Forget ${source.label}`, onclick: (event) => forget(source, event.target) }, "Forget"),
+    element(
+      "div",
+      { class: "grow" },
+      read,
+      element("p", { class: "hint" }, facts.join(" · ")),
+      state(source),
+    ),
+    element(
+      "button",
+      {
+        type: "button",
+        "aria-label": `Forget ${source.label}`,
+        onclick: (event) => forget(source, event.target),
+      },
+      "Forget",
+    ),
   );
 }
 
@@ -51,7 +74,12 @@ function state({ studied_by: adapters, stale }) {
   const studied = adapters.length
     ? element("span", { class: "tag good" }, `studied: ${adapters.join(", ")}`)
     : element("span", { class: "tag" }, "not studied yet");
-  return element("p", { class: "tags" }, studied, stale ? element("span", { class: "tag warn" }, stale) : null);
+  return element(
+    "p",
+    { class: "tags" },
+    studied,
+    stale ? element("span", { class: "tag warn" }, stale) : null,
+  );
 }
 
 async function fill(place, source) {
@@ -71,11 +99,17 @@ async function forget(source, button) {
     title: `Forget ${source.label}?`,
     yes: "Forget",
     body: [
-      element("p", {}, `${count(source.chunks, "passage")} and the lessons made of them are deleted at once. This cannot be undone.`),
+      element(
+        "p",
+        {},
+        `${count(source.chunks, "passage")} and the lessons made of them are deleted at once. This cannot be undone.`,
+      ),
       ...(knows.length
         ? [
             element("p", {}, `${list(knows)} learned from it and cannot unlearn it: it is retired at once.`),
-            canRebuild ? element("label", { class: "pick" }, rebuild, " Study what else it knew again, without this") : "",
+            canRebuild
+              ? element("label", { class: "pick" }, rebuild, " Study what else it knew again, without this")
+              : "",
           ]
         : []),
     ],
@@ -91,7 +125,12 @@ async function forget(source, button) {
   told();
 }
 
-function sentence({ forgotten, adapters_retired: retired, adapters_rebuilding: rebuilding, traces_left: traces }) {
+function sentence({
+  forgotten,
+  adapters_retired: retired,
+  adapters_rebuilding: rebuilding,
+  traces_left: traces,
+}) {
   const said = [`Forgot ${forgotten}.`];
   if (retired.length) said.push(`Retired: ${list(retired)}.`);
   if (rebuilding.length) said.push(`${list(rebuilding)} will be studied again without it.`);

@@ -53,7 +53,12 @@ export function choose(name) {
   const longestFirst = bases.map((each) => each.name).sort((a, b) => b.length - a.length);
   const found = longestFirst.find((each) => name === each || name.startsWith(`${each}+`));
   chosen.base = found ?? bases.find((each) => each.is_default)?.name ?? bases[0]?.name ?? name;
-  const parts = found ? name.slice(found.length + 1).split("+").filter(Boolean) : [];
+  const parts = found
+    ? name
+        .slice(found.length + 1)
+        .split("+")
+        .filter(Boolean)
+    : [];
   for (const one of Object.values(scalesHere())) one.on = false;
   for (const part of parts) {
     const [adapter, scale] = part.split("@");
@@ -85,7 +90,10 @@ function changed() {
 // How it looks ------------------------------------------------------------------------------------
 
 function draw() {
-  redraw(byId("base"), bases.map((each) => element("option", { value: each.name }, each.name)));
+  redraw(
+    byId("base"),
+    bases.map((each) => element("option", { value: each.name }, each.name)),
+  );
   byId("base").value = chosen.base;
   byId("memory").checked = chosen.memory;
   byId("memory-hint").textContent = status
@@ -124,12 +132,20 @@ function adapterChoice(adapter) {
     element(
       "label",
       { class: "pick" },
-      element("input", { type: "checkbox", id: `on-${name}`, onchange: (event) => set(name, { on: event.target.checked }) }),
+      element("input", {
+        type: "checkbox",
+        id: `on-${name}`,
+        onchange: (event) => set(name, { on: event.target.checked }),
+      }),
       element("span", {}, name, " ", element("small", {}, facts.filter(Boolean).join(" · "))),
     ),
     element("label", { class: "hidden", for: `scale-${name}` }, `Scale of ${name}`),
     element("input", {
-      type: "range", id: `scale-${name}`, min: "0", max: MAX_SCALE, step: "0.05",
+      type: "range",
+      id: `scale-${name}`,
+      min: "0",
+      max: MAX_SCALE,
+      step: "0.05",
       oninput: (event) => set(name, { on: true, scale: Number(event.target.value) }),
     }),
     element("output", { for: `scale-${name}`, id: `shown-${name}` }),

@@ -27,19 +27,32 @@ async function drawBases() {
   const bases = found.bases.filter((each) => each.can_train);
   const select = byId("study-base");
   const before = select.value;
-  redraw(select, bases.map(({ name }) => element("option", { value: name }, name)));
-  const wanted = bases.find((each) => each.name === before) ?? bases.find((each) => each.is_default) ?? bases[0];
+  redraw(
+    select,
+    bases.map(({ name }) => element("option", { value: name }, name)),
+  );
+  const wanted =
+    bases.find((each) => each.name === before) ?? bases.find((each) => each.is_default) ?? bases[0];
   if (wanted) select.value = wanted.name;
 }
 
 /** Let people choose among these sources; those that they took out stay out. */
 export function offer(found) {
-  const out = new Set([...byId("study-sources").querySelectorAll("input:not(:checked)")].map((box) => Number(box.value)));
+  const out = new Set(
+    [...byId("study-sources").querySelectorAll("input:not(:checked)")].map((box) => Number(box.value)),
+  );
   sources = found;
   const boxes = found.map(({ id, label }) =>
-    element("label", { class: "pick" }, element("input", { type: "checkbox", checked: !out.has(id), value: id }), ` ${label}`),
+    element(
+      "label",
+      { class: "pick" },
+      element("input", { type: "checkbox", checked: !out.has(id), value: id }),
+      ` ${label}`,
+    ),
   );
-  byId("study-sources").replaceChildren(...(boxes.length ? boxes : [element("p", { class: "hint" }, "None yet.")]));
+  byId("study-sources").replaceChildren(
+    ...(boxes.length ? boxes : [element("p", { class: "hint" }, "None yet.")]),
+  );
 }
 
 function minutes() {
@@ -72,7 +85,12 @@ async function drawPlan() {
 
 function sentence(plan) {
   if (!plan.sources) return "There is nothing to study yet: give it a note or a file first.";
-  const fresh = plan.new_chunks === plan.chunks ? "all new" : plan.new_chunks ? `${number(plan.new_chunks)} new` : "none new";
+  const fresh =
+    plan.new_chunks === plan.chunks
+      ? "all new"
+      : plan.new_chunks
+        ? `${number(plan.new_chunks)} new`
+        : "none new";
   const times = Math.max(0.1, plan.epochs);
   const said = [
     `It would read ${count(plan.chunks, "passage")} of ${count(plan.sources, "source")} (${fresh}),`,
@@ -115,7 +133,10 @@ onBeat((status) => {
   if (!byId("view-teach").hidden) drawPlan();
 });
 for (const id of ["minutes", "until"]) {
-  byId(id).addEventListener("focus", () => (byId(id === "until" ? "until-hour" : "for-minutes").checked = true));
+  byId(id).addEventListener(
+    "focus",
+    () => (byId(id === "until" ? "until-hour" : "for-minutes").checked = true),
+  );
 }
 byId("study-form").addEventListener("input", planSoon);
 byId("study-form").addEventListener("submit", order);
