@@ -310,6 +310,7 @@ def test_a_retired_adapter_is_made_again_from_the_lessons_of_the_other_sources(b
     assert labels == {"notes/house.md", "notes/club.md"}
     assert all_due(db) == []
     assert not list((home / "retired").iterdir())
+    assert not [path for path in home.rglob("*") if path.is_file() and b"Finch" in path.read_bytes()]
 
 
 def test_where_time_is_short_an_adapter_goes_on_learning_with_some_of_what_it_knows(base, db, folder):
