@@ -2,12 +2,15 @@
 
 import asyncio
 import io
+import time
 
 import httpx
 import openai
 import pytest
 from serving import serving
+from test_vectors import write_embedding_model
 
+from nightschool.hub import register
 from nightschool.store import open_store
 
 BOILER = b"# Boiler\n\n## Reset\n\nHold the brass knob for nine seconds.\n"
@@ -227,3 +230,24 @@ def test_the_asynchronous_client_waits_for_batches_too(server):
             return batch.file_counts.completed, found.data[0].filename
 
     assert asyncio.run(work()) == (2, "bees.md")
+
+
+def test_vectors_find_what_no_word_does_and_keep_stores_apart_too(server, client, tmp_path):
+    register(write_embedding_model(tmp_path / "plain-embedder.gguf"))
+    house = client.vector_stores.create(name="house")
+    garden = client.vector_stores.create(name="garden")
+    for store, data, name in ((house, BOILER, "boiler.md"), (garden, BEES, "bees.md")):
+        client.vector_stores.files.upload_and_poll(vector_store_id=store.id, file=(name, data))
+    note = {"text": "The boathouse key is under the third pot.", "name": "keys"}
+    sources = server.url + "/v1/nightschool/sources"
+    httpx.post(sources, json=note, trust_env=False).raise_for_status()
+    db, end = open_store(), time.monotonic() + 60
+    while db.execute("select count(*) from vectors").fetchone()[0] < 3:
+        assert time.monotonic() < end, "no vectors are made"
+        time.sleep(0.05)
+    for store, name in ((house.id, "boiler.md"), (garden.id, "bees.md"), ("vs_memory", "keys")):
+        (result,) = client.vector_stores.search(store, query="xylophone quartet").data
+        assert result.filename == name
+        assert 0 < result.score <= 1
+    never = {"type": "eq", "key": "room", "value": "attic"}
+    assert client.vector_stores.search(house.id, query="xylophone", filters=never).data == []

@@ -5,12 +5,13 @@ twice.
 """
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable
 from contextlib import closing
 from typing import TypeVar
 
-from nightschool.errors import NotFound
+from nightschool.errors import NightschoolError, NotFound
 from nightschool.hub import Base, find_base
 from nightschool.index import Index
 from nightschool.library import MEMORY
@@ -18,6 +19,8 @@ from nightschool.server.engines import Engines
 from nightschool.server.models import Target
 from nightschool.store import Database, get_note, open_store
 from nightschool.vectors import AUTO, NOTE, OFF, EngineEmbedder, choose_embedder, embed_missing
+
+log = logging.getLogger("nightschool.server")
 
 MAX_INDEXES = 8  # collections whose vectors are held at once
 
@@ -33,6 +36,7 @@ class Searching:
         self._indexes: dict[str, Index] = {}
         self._turn = threading.Lock()
         self._making: asyncio.Task[None] | None = None
+        self._wanted = False
         self._closed = threading.Event()
 
     async def on(self, work: Callable[[Index], Result], *, collection: str = MEMORY) -> Result:
@@ -63,14 +67,20 @@ class Searching:
 
     async def make_vectors(self) -> None:
         """Begin to give every chunk its vector, where an embedding model is here; search works meanwhile."""
+        self._wanted = True
         if self._making is None or self._making.done():
             self._making = asyncio.create_task(self._make_vectors())
 
     async def _make_vectors(self) -> None:
-        await asyncio.to_thread(choose)
-        embedder = await self.embedder()
-        if embedder is not None:
-            await asyncio.to_thread(self._embed_missing, embedder)
+        while self._wanted and not self._closed.is_set():  # more may come while some are made
+            self._wanted = False
+            try:
+                await asyncio.to_thread(choose)
+                embedder = await self.embedder()
+                if embedder is not None:
+                    await asyncio.to_thread(self._embed_missing, embedder)
+            except NightschoolError as error:  # what has no vector is found by its words
+                log.warning("vectors could not be made: %s", error)
 
     def _embed_missing(self, embedder: EngineEmbedder) -> None:
         with closing(open_store()) as db:

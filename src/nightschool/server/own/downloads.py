@@ -7,6 +7,7 @@ import asyncio
 import shutil
 import sys
 import tempfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from nightschool.server.own import shapes
 from nightschool.server.state import State
 
 GGUF_TYPE, ZIP_TYPE = "application/octet-stream", "application/zip"
-PREFIX = "export-"  # of the folders; what a kill left of them is removed by the next download
+PREFIX = "export-"
+OLD_S = 24 * 3600  # older ones were left by a server that was killed: the next download removes them
 
 
 async def download(adapter: Adapter, format: shapes.FORMAT, here: State) -> FileResponse:
@@ -55,12 +57,10 @@ def _exports() -> Path:
     """The folder for them, on the disk that has room for models."""
     folder = home() / "exports"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for left in folder.glob(f"{PREFIX}*"):
+        if left.stat().st_mtime < time.time() - OLD_S:
+            shutil.rmtree(left, ignore_errors=True)
     return folder
-
-
-def clear_exports() -> None:
-    """Remove what a server that was killed left behind."""
-    shutil.rmtree(home() / "exports", ignore_errors=True)
 
 
 def _zipped(files: list[Path], target: Path) -> Path:
