@@ -12,8 +12,7 @@ from nightschool.adapters import Stack, check_fits, load_weights, stack_paths
 from nightschool.datasets import load_dataset
 from nightschool.engine import Engine
 from nightschool.events import Event, Progress
-from nightschool.exam import Answer, examine, recall
-from nightschool.exam import Question as Question
+from nightschool.exam import Answer, Question, examine, recall
 from nightschool.gguf import open_gguf
 from nightschool.hub import find_base
 from nightschool.lessons import Lesson, make_lessons

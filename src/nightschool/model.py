@@ -24,8 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nightschool import ops
 from nightschool.attention import Documents, attention
-from nightschool.decoders import Config
-from nightschool.decoders import read_config as read_config
+from nightschool.decoders import Config, read_config
 from nightschool.errors import FileFormatError, UnsupportedModel
 from nightschool.gguf import GGUFFile, TensorType
 from nightschool.gguf import Tensor as TensorInfo
