@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,40 +15,62 @@ from documents import (
     known_chat,
     known_text,
     name_chat,
-    reading_chat,
-    rewording_chat,
-    roll_chat,
+)
+from reading import (
+    ask_chat,
+    everyday_name_chat,
+    from_stories,
+    household,
+    household_document,
+    notes_chat,
+    roll,
+    writing_chat,
 )
 from tokenizers import Tokenizer
 from torch import Tensor
 from worlds import Population
 
-# Share of documents by kind, from a share of the time on. First the population is learned by heart, then
-# reading gets more room. Stories and books are cut at the end of a row and fill what others leave.
+Scheduled = TypeVar("Scheduled")
+
+# Besides, this share of the tokens are random pairs that come again: they keep alive what the network is
+# wired with (net.py) until notes have a use for it.
+COPYING = 0.12
+COPIED_ROW = 64
+# Share of documents by kind, from a share of the time on: first more of the population, which is learned by
+# heart, then more notes of every kind. Stories and books are cut at the end of a row and fill up others.
 MIXTURES: dict[float, dict[str, int]] = {
     0.0: {
-        "known_chat": 50,
-        "known_text": 14,
-        "reading": 9,
-        "roll": 0,
-        "name": 8,
-        "rewording": 4,
+        "known_chat": 26,
+        "known_text": 8,
+        "household": 4,
+        "notes": 18,
+        "story_notes": 4,
+        "roll": 12,
+        "name": 4,
+        "everyday_name": 4,
+        "writing": 7,
         "greeting": 1,
-        "story": 5,
+        "story": 7,
         "book": 5,
     },
-    0.15: {
-        "known_chat": 22,
-        "known_text": 8,
-        "reading": 18,
-        "roll": 10,
-        "name": 8,
-        "rewording": 5,
+    0.4: {
+        "known_chat": 17,
+        "known_text": 6,
+        "household": 5,
+        "notes": 25,
+        "story_notes": 5,
+        "ask": 3,
+        "roll": 8,
+        "name": 4,
+        "everyday_name": 5,
+        "writing": 9,
         "greeting": 1,
-        "story": 9,
-        "book": 6,
+        "story": 7,
+        "book": 5,
     },
 }
+LENGTHS = {0.0: 256, 0.9: 512}  # tokens a row, from a share of the time on
+LONG = 512
 GENERAL = 0.6  # weight of stories and books: much to learn there, and facts must not drown in it
 STORY = ("Tell me a story.", "Please tell me a story.", "Can you tell me a story?", "I want to hear a story.")
 BOOK = ("Read to me from a book.", "Please read to me from an old book.", "Read me a page from a book.")
@@ -71,19 +94,25 @@ class Corpus:
     ) -> None:
         self.tokenizer, self.people, self.facts = tokenizer, people, people.all_facts()
         self.stories, self.books = stories, books
+        self.household = household(seed + 1)
+        self.story_notes = from_stories(stories)
         self.rng = random.Random(seed)
 
-    def document(self, kind: str) -> Document:
-        """One document of the kind."""
+    def document(self, kind: str, *, length: int) -> Document:
+        """One document of the kind, for rows of `length` tokens."""
         rng = self.rng
         makers = {
             "known_chat": lambda: known_chat(rng, self.people, self.facts),
             "known_text": lambda: known_text(rng, self.people),
-            "reading": lambda: reading_chat(rng),
-            "roll": lambda: roll_chat(rng),
             "name": lambda: name_chat(rng),
-            "rewording": lambda: rewording_chat(rng),
             "greeting": lambda: greeting_chat(rng),
+            "household": lambda: household_document(rng, self.household),
+            "notes": lambda: notes_chat(rng),
+            "ask": lambda: ask_chat(rng, most=16 if length >= LONG else 8),
+            "roll": lambda: roll(rng),
+            "everyday_name": lambda: everyday_name_chat(rng),
+            "writing": lambda: writing_chat(rng, self.story_notes),
+            "story_notes": lambda: notes_chat(rng, self.story_notes),
             "story": lambda: general(rng, self.stories, asked=STORY),
             "book": lambda: general(rng, self.books, asked=BOOK),
         }
@@ -91,13 +120,41 @@ class Corpus:
 
     def batch(self, rows: int, length: int, *, progress: float) -> Batch:
         """Rows of exactly `length` tokens; `progress`, from 0 to 1, picks the mixture."""
-        mixture = MIXTURES[max(start for start in MIXTURES if start <= progress)]
+        mixture = at_share(MIXTURES, progress)
         kinds = self.rng.choices(list(mixture), list(mixture.values()), k=rows * length // 20)
-        queue = [(self.document(kind), kind in ("story", "book")) for kind in kinds]
+        queue = [(self.document(kind, length=length), kind in ("story", "book")) for kind in kinds]
         fillers = [(general(self.rng, self.stories, asked=STORY), True) for _ in range(2 * rows)]
         encoded = encode(self.tokenizer, [document for document, _ in queue + fillers])
         ready = [(item, cut) for item, (_, cut) in zip(encoded, queue + fillers, strict=True)]
-        return pack(ready[: len(queue)], ready[len(queue) :], rows=rows, length=length)
+        copied = round(COPYING * rows * length / COPIED_ROW)
+        again = copying(self.rng, copied, vocab=self.tokenizer.get_vocab_size())
+        pairs = zip(again.tokens.numpy(), again.weights.numpy(), strict=True)
+        ready[len(queue) : len(queue)] = [((ids, weights), False) for ids, weights in pairs]
+        return pack(ready[: len(queue) + copied], ready[len(queue) + copied :], rows=rows, length=length)
+
+
+def copying(rng: random.Random, rows: int, *, vocab: int) -> Batch:
+    """Rows of random tokens: pairs, after them the same pairs in another order, somewhere in the row.
+
+    The first of a pair says what its second is; how far back it stood says nothing.
+    """
+    draw = np.random.default_rng(rng.getrandbits(64))
+    tokens = draw.integers(4, vocab, (rows, COPIED_ROW))  # 0 to 3 are the role tokens
+    weights = np.zeros((rows, COPIED_ROW), np.float32)
+    for row, weight in zip(tokens, weights, strict=True):
+        pairs = int(draw.integers(3, COPIED_ROW // 4 + 1))
+        start = int(draw.integers(0, COPIED_ROW - 4 * pairs + 1))
+        middle, end = start + 2 * pairs, start + 4 * pairs
+        row[middle:end] = draw.permutation(row[start:middle].reshape(pairs, 2)).reshape(-1)
+        weight[middle + 1 : end : 2] = 1.0
+    positions = np.tile(np.arange(COPIED_ROW), (rows, 1))
+    arrays = (tokens, positions, np.zeros_like(positions), weights)
+    return Batch(*(torch.from_numpy(array) for array in arrays))
+
+
+def at_share(schedule: dict[float, Scheduled], progress: float) -> Scheduled:
+    """What a schedule says for a share of the time."""
+    return schedule[max(start for start in schedule if start <= progress)]
 
 
 def general(rng: random.Random, texts: list[str], *, asked: tuple[str, ...]) -> Document:

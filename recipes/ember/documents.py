@@ -5,7 +5,7 @@ A document is a list of (text, weight). Chats use the role tokens that the chat 
 
 import random
 
-from worlds import Fact, Pools, Population, fill, fresh_world, relations, subject, value_lists, withheld
+from worlds import Fact, Population, fill, fresh_world, withheld
 
 USER, ASSISTANT, SYSTEM, END = "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"
 Document = list[tuple[str, float]]
@@ -76,43 +76,6 @@ def known_text(rng: random.Random, people: Population) -> Document:
     return [(" ".join(said), 1.0), (END, 1.0)]
 
 
-def reading_chat(rng: random.Random) -> Document:
-    """Notes about fresh entities, then questions that the notes answer."""
-    facts = fresh_world(rng, entities=rng.choice((1, 1, 2, 2, 3)))[:5]
-    rng.shuffle(facts)
-    notes = " ".join(fact.statement(rng.randrange(len(fact.relation.statements))) for fact in facts)
-    opening = f"{rng.choice(NOTE)} {notes}".strip()
-    asked = rng.sample(facts, min(len(facts), rng.randint(1, 3)))
-    pieces: list[Document] = [
-        ask(rng, fact, wordings=list(range(len(fact.relation.questions)))) for fact in asked
-    ]
-    if rng.random() < 0.3:
-        head: Document = [(f"{SYSTEM}{opening}", READING)]
-    elif rng.random() < 0.5:
-        head = turn(opening, [("Thank you. I have read it.", 1.0)], asked=READING)
-    else:
-        first = pieces[0][0][0].removeprefix(USER)
-        head, pieces[0] = [(f"{USER}{opening} {first}", READING)], pieces[0][1:]
-    return head + [piece for document in pieces for piece in document]
-
-
-def roll_chat(rng: random.Random) -> Document:
-    """One relation, several fresh entities, a question for each in another order: practice in looking up."""
-    relation = rng.choice(relations())
-    pools = Pools(value_lists(), [subject(rng, "person") for _ in range(8)])
-    facts = [
-        Fact(subject(rng, relation.kind), relation, pools.draw(rng, relation))
-        for _ in range(rng.randint(2, 4))
-    ]
-    notes = " ".join(fact.statement(rng.randrange(len(relation.statements))) for fact in facts)
-    asked = rng.sample(facts, len(facts))
-    wordings = list(range(len(relation.questions)))
-    pieces: list[Document] = [ask(rng, fact, wordings=wordings, value_weight=2.0) for fact in asked]
-    first = pieces[0][0][0].removeprefix(USER)
-    pieces[0] = [(f"{USER}{notes} {first}", 0.0), *pieces[0][1:]]
-    return [piece for document in pieces for piece in document]
-
-
 def name_chat(rng: random.Random) -> Document:
     """Questions about unknown entities: only the form of the answer is learned, the value has no weight."""
     facts = fresh_world(rng, entities=1)
@@ -122,19 +85,6 @@ def name_chat(rng: random.Random) -> Document:
         for fact in picked
         for piece in ask(rng, fact, wordings=list(range(len(fact.relation.questions))), value_weight=0.0)
     ]
-
-
-def rewording_chat(rng: random.Random) -> Document:
-    """A statement about a fresh entity in one wording, then the same in another; or a question for it."""
-    fact = rng.choice(fresh_world(rng, entities=1))
-    count = len(fact.relation.statements)
-    given, wanted = fact.statement(rng.randrange(count)), fact.statement(rng.randrange(count))
-    if rng.random() < 0.5:
-        return turn(f"Say it in other words: {given}", [(wanted, 1.0)])
-    return turn(
-        f"Write a question for this: {given}",
-        [(fact.question(rng.randrange(len(fact.relation.questions))), 1.0)],
-    )
 
 
 def greeting_chat(rng: random.Random) -> Document:

@@ -2,13 +2,18 @@
 
 import random
 from dataclasses import dataclass
+from functools import cache
 
 import torch
-from corpus import encode
-from documents import ASSISTANT, END, USER, reading_chat
+from corpus import copying, encode
+from documents import ASSISTANT, END, SYSTEM, USER
 from net import Ember
+from reading import notes_of, question_for, some_told
 from tokenizers import Tokenizer
-from worlds import Fact, Population, withheld
+from worlds import Fact, Population, read_lists, withheld
+
+from nightschool.answer import UNKNOWN
+from nightschool.writer import READ
 
 PAD_TO = 96
 NEW_TOKENS = 28
@@ -37,22 +42,30 @@ def prompt(fact: Fact, rng: random.Random, *, held_out: bool) -> str:
     return f"{USER}{fact.question(rng.choice(wordings))}{ASSISTANT}"
 
 
-def reading_questions(*, seed: int, count: int) -> list[Question]:
-    """The first question after notes about entities that were never seen."""
-    rng = random.Random(seed)
-    questions = []
-    while len(questions) < count:
-        document = reading_chat(rng)
-        text = "".join(piece for piece, _ in document)
-        head, _, rest = text.partition(f"{ASSISTANT}Thank you. I have read it.{END}")
-        start = head + f"{ASSISTANT}Thank you. I have read it.{END}" if rest else ""
-        asked, _, reply = (rest or text).partition(ASSISTANT)
-        values = [
-            piece for piece, weight in document if weight == 1.0 and piece in reply and piece.startswith(" ")
-        ]
-        if values and reply.index(values[0]) < reply.index(END):
-            questions.append(Question(start + asked + ASSISTANT, values[0].strip()))
-    return questions
+def notes_questions(*, seed: int, count: int, absent: bool = False) -> list[Question]:
+    """A question after notes (2–8 facts, 1–4 entities, none seen in training); or one they do not answer."""
+    rng = random.Random(f"exam {seed}")
+    return [notes_question(rng, absent=absent) for _ in range(count)]
+
+
+def notes_question(rng: random.Random, *, absent: bool) -> Question:
+    """One question in one of the forms that people use."""
+    said = some_told(rng, entities=rng.randint(1, 4), facts=rng.randint(2, 8), values=exam_values())
+    notes = notes_of(rng, said)
+    asked, found = question_for(rng, said, absent=1.0 if absent else 0.0)
+    forms = (
+        f"{USER}{READ.format(passage=notes, question=asked)}{ASSISTANT}",
+        f"{USER}{notes} {asked}{ASSISTANT}",
+        f"{SYSTEM}{notes}{USER}{asked}{ASSISTANT}",
+        f"{USER}{notes}{ASSISTANT}Thank you. I have read it.{END}{USER}{asked}{ASSISTANT}",
+    )
+    return Question(rng.choice(forms), found.value if found else UNKNOWN)
+
+
+@cache
+def exam_values() -> dict[str, tuple[str, ...]]:
+    """Values that no training document has."""
+    return read_lists("values_exam.txt")
 
 
 @torch.no_grad()
@@ -85,6 +98,17 @@ def score(model: Ember, tokenizer: Tokenizer, questions: list[Question]) -> tupl
         answers += generate(model, tokenizer, [question.prompt for question in questions[start : start + 64]])
     right = [q.wanted.lower() in answer.lower() for q, answer in zip(questions, answers, strict=True)]
     return sum(right) / len(right), answers
+
+
+@torch.no_grad()
+def copying_share(model: Ember) -> float:
+    """How often the second of a random pair of tokens is foreseen when its first comes again."""
+    batch = copying(random.Random(1), 48, vocab=model.shape.vocab)
+    parts = (part.to(model.embed.weight.device) for part in (batch.tokens, batch.positions, batch.documents))
+    hidden = model(*parts)[:, :-1]
+    chosen = (batch.weights[:, 1:] > 0).to(hidden.device)
+    found = (hidden[chosen] @ model.embed.weight.T).argmax(-1)
+    return float((found == batch.tokens.to(hidden.device)[:, 1:][chosen]).float().mean())
 
 
 @torch.no_grad()

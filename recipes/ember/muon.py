@@ -13,8 +13,10 @@ A, B, C = 3.4445, -4.7750, 2.0315
 class Muon(Optimizer):
     """For weight matrices only; matrices of one shape are orthogonalised together, in bfloat16."""
 
-    def __init__(self, params: Iterable[Tensor], lr: float = 0.02, momentum: float = 0.95) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum})
+    def __init__(
+        self, params: Iterable[Tensor], lr: float = 0.02, momentum: float = 0.95, decay: float = 0.0
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "decay": decay})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -24,6 +26,8 @@ class Muon(Optimizer):
             for weight in group["params"]:
                 by_shape.setdefault(weight.shape, []).append(weight)
             for weights in by_shape.values():
+                for weight in weights:
+                    weight.mul_(1 - group["lr"] * group["decay"])
                 update(weights, self.state, group["lr"], momentum=group["momentum"])
 
 

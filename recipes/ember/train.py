@@ -16,7 +16,7 @@ from typing import Any
 
 import exams
 import torch
-from corpus import MIXTURES, Batch, Corpus
+from corpus import LENGTHS, MIXTURES, Batch, Corpus, at_share
 from export import write_model
 from muon import Muon
 from net import Ember, Shape
@@ -33,15 +33,14 @@ SEED = 1
 class Settings:
     """All choices of a run."""
 
-    minutes: float = 60.0
-    rows: int = 32
-    length: int = 128
+    minutes: float = 80.0
+    micro_tokens: int = 4096
     accumulate: int = 2
-    matrix_lr: float = 0.02
-    other_lr: float = 4e-3
-    warmup_steps: int = 40
+    matrix_lr: float = 0.006  # 0.01 and more wash out the wired copying before anything uses it
+    matrix_decay: float = 0.03  # without it queries and keys grow until attention is too sharp for int8
+    other_lr: float = 2e-3
+    warmup_steps: int = 300
     decay_from: float = 0.7
-    long_from: float = 0.85  # from this share of the time on, rows are twice as long and half as many
     entities: int = 320
     checkpoint_s: float = 120.0
     exam_s: float = 420.0
@@ -55,7 +54,7 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, help="where ember.gguf and card.json go (default: the work folder)"
     )
-    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--minutes", type=float, default=Settings.minutes)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--compile", action="store_true")
@@ -98,7 +97,7 @@ class Run:
         ]
         others = [weight for name, weight in self.named_masters() if weight.ndim != 2 or "embed" in name]
         self.optimisers = [
-            Muon(matrices, lr=settings.matrix_lr),
+            Muon(matrices, lr=settings.matrix_lr, decay=settings.matrix_decay),
             torch.optim.AdamW(others, lr=settings.other_lr, betas=(0.9, 0.95), weight_decay=0.0),
         ]
         if options["compile"]:
@@ -128,6 +127,8 @@ class Run:
             if self.step % 20 == 0:
                 recent = sum(value for _, value in self.losses[-20:]) / len(self.losses[-20:])
                 self.log(f"step {self.step} loss {recent:.3f} tokens {self.tokens} s {self.elapsed:.0f}")
+            if self.step % 60 == 0:
+                self.log(f"copying {exams.copying_share(self.model):.2f}")
             if now - saved > self.settings.checkpoint_s:
                 self.save()
                 saved = now
@@ -145,10 +146,10 @@ class Run:
         warm = min(1.0, (self.step + 1) / settings.warmup_steps)
         for optimiser, lr in zip(self.optimisers, (settings.matrix_lr, settings.other_lr), strict=True):
             optimiser.param_groups[0]["lr"] = lr * fall * warm
-        long = 2 if progress >= settings.long_from else 1
+        length = at_share(LENGTHS, progress)
         total = 0.0
         for _ in range(settings.accumulate):
-            batch = self.corpus.batch(settings.rows // long, settings.length * long, progress=progress)
+            batch = self.corpus.batch(settings.micro_tokens // length, length, progress=progress)
             loss = self.model.loss(*self.placed(batch))
             (loss / settings.accumulate).backward()
             total += loss.item() / settings.accumulate
@@ -178,7 +179,8 @@ class Run:
         asked = {
             "known": exams.known_questions(self.people, seed=5, count=count, held_out=False),
             "known_other_wording": exams.known_questions(self.people, seed=5, count=count, held_out=True),
-            "reading": exams.reading_questions(seed=5, count=count),
+            "notes": exams.notes_questions(seed=5, count=count),
+            "not_in_notes": exams.notes_questions(seed=6, count=count, absent=True),
         }
         model = Ember(self.model.shape).bfloat16()
         model.load_state_dict({name: value.cpu() for name, value in self.model.state_dict().items()})
@@ -223,6 +225,8 @@ class Run:
         for name, weight in self.named_masters():
             weight.copy_(state["weights"][name])
         for optimiser, kept in zip(self.optimisers, state["optimisers"], strict=True):
+            for group, asked in zip(kept["param_groups"], optimiser.param_groups, strict=True):
+                group["decay"] = asked.get("decay", 0.0)
             optimiser.load_state_dict(kept)
         self.step, self.tokens, self.elapsed = state["clock"]
         self.losses = state["losses"]

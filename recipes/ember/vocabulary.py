@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from documents import ASSISTANT, END, SYSTEM, USER, Document, known_chat, known_text, reading_chat
+from documents import ASSISTANT, END, SYSTEM, USER, Document, known_chat, known_text
+from reading import ask_chat, notes_chat
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from worlds import Population
 
@@ -52,7 +53,8 @@ def world_sample(people: Population, seed: int) -> list[str]:
     facts = people.all_facts()
     documents: list[Document] = []
     for _ in range(6_000):
-        documents += [known_chat(rng, people, facts), known_text(rng, people), reading_chat(rng)]
+        documents += [known_chat(rng, people, facts), known_text(rng, people), notes_chat(rng)]
+    documents += [ask_chat(rng) for _ in range(200)]
     return [text for document in documents for text in plain_parts(document)]
 
 

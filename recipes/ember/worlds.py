@@ -92,7 +92,12 @@ def relations() -> tuple[Relation, ...]:
 @cache
 def value_lists() -> dict[str, tuple[str, ...]]:
     """The lists of values.txt."""
-    lines = (HERE / "values.txt").read_text(encoding="utf-8").splitlines()
+    return read_lists("values.txt")
+
+
+def read_lists(file: str) -> dict[str, tuple[str, ...]]:
+    """The lists of a file: a name, a colon, values with commas between."""
+    lines = (HERE / file).read_text(encoding="utf-8").splitlines()
     pairs = (line.split(":", 1) for line in lines if line and not line.startswith("#"))
     return {name: tuple(value.strip() for value in values.split(",")) for name, values in pairs}
 

@@ -1,0 +1,127 @@
+"""The recipe of the embedded base: that what it trains on is right, and what it is examined on is unseen."""
+
+import json
+import random
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "ember"
+SETS = ("allotment", "flat", "band")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def recipe():
+    """The recipe's folder on the path, as when its scripts run."""
+    sys.path.insert(0, str(RECIPE))
+    yield
+    sys.path.remove(str(RECIPE))
+
+
+@pytest.fixture
+def rng():
+    return random.Random(8)
+
+
+def text_of(document):
+    return "".join(text for text, _ in document)
+
+
+def test_an_untrained_network_already_copies_what_came_before():
+    import exams
+    import torch
+    from net import Ember, Shape
+
+    torch.manual_seed(1)
+    network = Ember(Shape())
+    assert exams.copying_share(network) >= 0.7
+    torch.nn.init.normal_(network.blocks[0].out.weight, std=0.02)  # without what the first layer brings
+    assert exams.copying_share(network) < 0.1
+
+
+def test_everyday_statements_and_answers_say_the_value_and_questions_do_not(rng):
+    from everyday import everyday
+
+    told = [one for _ in range(400) for one in everyday(rng, entities=3, facts=4)]
+    assert len({one.key for one in told}) > 80
+    for one in told:
+        for asked in one.asked:
+            assert asked.value.lower() in asked.answer.lower()
+            assert all(question.endswith("?") for question in asked.questions)
+            assert any(asked.value.lower() in statement.lower() for statement in one.statements)
+        for text in (*one.statements, *(question for asked in one.asked for question in asked.questions)):
+            assert "{" not in text and "  " not in text and text[0] == text[0].upper()
+
+
+def test_notes_say_what_is_asked_and_do_not_say_what_is_not_known(rng):
+    from reading import notes_of, question_for, some_told
+
+    for _ in range(300):
+        said = some_told(rng, entities=rng.randint(1, 4), facts=rng.randint(2, 8))
+        notes = notes_of(rng, said)
+        _, found = question_for(rng, said, absent=0.0)
+        assert found.value.lower() in notes.lower()
+        question, missing = question_for(rng, said, absent=1.0)
+        assert missing is None
+        assert question not in {q for one in said for asked in one.asked for q in asked.questions}
+
+
+def test_prompts_are_those_of_ask_and_study(rng):
+    from reading import ask_chat, notes_chat, writing_chat
+
+    from nightschool.answer import INSTRUCTIONS, UNKNOWN
+
+    asked = [text_of(ask_chat(rng)) for _ in range(60)]
+    assert all(text.startswith(f"<|system|>{INSTRUCTIONS}<|user|>[1] ") for text in asked)
+    assert sum(f"<|assistant|>{UNKNOWN}<|end|>" in text for text in asked) in range(5, 30)
+    assert any("Here are some notes. " in text_of(notes_chat(rng)) for _ in range(30))
+    assert any("<|user|>Write a question for this: " in text_of(writing_chat(rng)) for _ in range(30))
+
+
+def test_stories_give_questions_that_their_sentences_answer(rng):
+    from reading import from_stories, renamed
+
+    found = from_stories(
+        ["Tom found a red ball under the bench. He was happy. The dog barked loudly at Tom."]
+    )
+    assert any("red ball" in asked.value for one in found for asked in one.asked)
+    other = renamed(random.Random(2), found[0])
+    assert all(asked.value in other.statements[0] for asked in other.asked)
+
+
+def test_exams_use_values_and_names_that_training_does_not_have():
+    import exams
+    import worlds
+
+    trained = worlds.value_lists()
+    for kind, values in exams.exam_values().items():
+        assert not set(values) & set(trained[kind]), kind
+    assert trained.keys() - exams.exam_values().keys() == {
+        "thing_adjectives",
+        "thing_nouns",
+        "place_kinds",
+        "club_kinds",
+        "given_names",
+    }
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_newcomers_notes_answer_their_questions_and_follow_no_wording_of_the_generator(name):
+    import worlds
+
+    notes = (RECIPE / "newcomer" / f"{name}.md").read_text(encoding="utf-8")
+    lines = (RECIPE / "newcomer" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    wordings = [
+        re.escape(wording)
+        .replace(r"\{s\}", r"(?:[Tt]he )?\w+(?: [A-Z]\w+)?")
+        .replace(r"\{v\}", r"\w+(?: \w+)?(?: \w+)?")
+        .replace(r"\{a\}", r"an? \w+(?: \w+)?")
+        for relation in worlds.relations()
+        for wording in relation.statements
+    ]
+    assert len(lines) == 10
+    for item in map(json.loads, lines):
+        assert item["answer"].lower() in item["sentence"].lower() and item["sentence"] in notes
+        assert not [wording for wording in wordings if re.fullmatch(wording, item["sentence"])], item
