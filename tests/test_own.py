@@ -5,6 +5,7 @@ import json
 import shutil
 import time
 import zipfile
+from collections import deque
 
 import httpx
 import pytest
@@ -14,6 +15,7 @@ from tiny import write_tiny
 from nightschool import jobs
 from nightschool.engine import Engine
 from nightschool.hub import register
+from nightschool.library import remember as remember_paths
 from nightschool.paths import adapters_dir
 from nightschool.promotion import move
 from nightschool.server.own.sources import clean_name
@@ -117,6 +119,26 @@ def test_what_is_dropped_or_typed_is_answered_from_at_once_and_cited(own):
     changed = remember(own, PEOPLE + " Una is a baker.", "people")
     assert changed["id"] == note["id"]
     assert len(good(own.get("/sources"))["sources"]) == 2
+
+
+def test_files_that_the_command_line_remembered_are_named_without_their_folders(own, server, tmp_path):
+    for folder, text in (("one", "The first gate is green."), ("two", "The second gate is mauve.")):
+        (tmp_path / folder / "notes").mkdir(parents=True)
+        (tmp_path / folder / "notes" / "gate.md").write_text(text)
+        deque(remember_paths(open_store(), [tmp_path / folder / "notes"]), maxlen=0)
+    question = "What colour is the second gate?"
+    asked = good(own.post("/ask", json={"question": question}))
+    assert (asked["answer"], asked["citations"][0]["source"]) == (
+        "“The second gate is mauve.” [1]",
+        "notes/gate.md",
+    )
+    with server.openai() as client:
+        messages = [{"role": "user", "content": question}]
+        said = client.chat.completions.create(model="ember:memory", messages=messages)
+        found = client.vector_stores.search("vs_memory", query=question)
+    for text in (own.get("/sources").text, said.to_json(), json.dumps([each.filename for each in found])):
+        assert "gate.md" in text
+        assert str(tmp_path) not in text
 
 
 def test_a_base_that_reads_is_given_the_passages(own, tmp_path):

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from nightschool.chunks import Document, cut
 from nightschool.documents import find_files, parse_document, read_document
@@ -302,6 +302,14 @@ def _stale(row: Row, studied: list[tuple[str, str]]) -> str:
             return "the file has changed since it was read"
     old = [adapter for adapter, hash in studied if hash != row["hash"]]
     return f"{', '.join(old)} learned an earlier version" if old else ""
+
+
+def short_label(label: str) -> str:
+    """A label for other machines to see: of a whole path, which stands where a short one was taken, the last
+    two parts.
+    """
+    path = PurePath(label)
+    return "/".join(path.parts[-2:]) if path.is_absolute() else label
 
 
 def find_sources(db: Database, name: str) -> list[Source]:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nightschool.answer import NOT_KNOWN, REFERENCE, Citation, Grounded, Memory, Message, cited, quote
+from nightschool.library import short_label
 from nightschool.server.choices import Ending
 from nightschool.server.facts import facts
 from nightschool.server.models import Target
@@ -74,7 +75,7 @@ def _annotation(citation: Citation, start: int, end: int) -> dict[str, Any]:
         "end_index": end,
         "index": start,
         "file_id": "",
-        "filename": citation.source,
+        "filename": short_label(citation.source),
         "heading": citation.heading,
         "quote": citation.text,
     }

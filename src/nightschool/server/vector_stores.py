@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from nightschool import uploads, vector_stores
 from nightschool.index import RRF_K, Hit, Index
+from nightschool.library import short_label
 from nightschool.server.database import Store, purge_soon
-from nightschool.server.own.sources import shown_label
 from nightschool.server.problems import ApiError
 from nightschool.server.state import Here
 from nightschool.store import Database, open_store
@@ -546,7 +546,7 @@ def _result(hit: Hit, score: float, files: dict[int, StoredFile]) -> Result:
     file = files[hit.source_id]
     return Result(
         file_id=file.id,
-        filename=shown_label(file.filename),
+        filename=short_label(file.filename),
         score=score,
         attributes=file.attributes,
         content=[Content(text=hit.text)],

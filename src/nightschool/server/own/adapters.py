@@ -14,11 +14,11 @@ from nightschool import promotion
 from nightschool.adapters import Adapter, find_adapter, list_adapters
 from nightschool.forget import card_sources
 from nightschool.lessonbook import Answered, read_exam
+from nightschool.library import short_label
 from nightschool.promotion import NEXT, PREVIOUS, SWAP
 from nightschool.server.database import Store
 from nightschool.server.own import shapes
 from nightschool.server.own.downloads import download
-from nightschool.server.own.sources import shown_label
 from nightschool.server.state import Here
 
 AdapterName = Annotated[str, Path(pattern=shapes.NAME)]
@@ -56,7 +56,7 @@ def described(adapter: Adapter, names: set[str]) -> shapes.Adapter:
         forgetting=exam.get("forgetting"),
         fabrication=exam.get("fabrication"),
         made_at=_time(card.get("created")),
-        sources=[shown_label(source) for source in sources_of(adapter)],
+        sources=[short_label(source) for source in sources_of(adapter)],
         can_promote=is_candidate or name + NEXT in names,
         can_roll_back=not is_candidate and name + PREVIOUS in names,
         problem=_problem(card),
@@ -95,14 +95,14 @@ def adapter(name: AdapterName, db: Store) -> shapes.AdapterDetail:
 
 
 def _shown(answer: Answered) -> dict[str, Any]:
-    return vars(answer) | {"topic": None if answer.topic is None else shown_label(answer.topic)}
+    return vars(answer) | {"topic": None if answer.topic is None else short_label(answer.topic)}
 
 
 def topics(answers: Sequence[Answered]) -> list[shapes.Topic]:
     """Recall before and after for each source, those with the most questions first."""
     by_topic: dict[str, list[Answered]] = {}
     for answer in answers:
-        by_topic.setdefault(shown_label(answer.topic or "other"), []).append(answer)
+        by_topic.setdefault(short_label(answer.topic or "other"), []).append(answer)
     return [
         shapes.Topic(
             name=name,

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from pathlib import PurePath
 from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Path, Query, Request
@@ -18,7 +17,7 @@ from nightschool.answer import MAX_TOKENS, UNKNOWN, Answer, Memory, can_read, ci
 from nightschool.documents import MAX_FILE_BYTES
 from nightschool.errors import FileFormatError, NotFound
 from nightschool.forget import forget
-from nightschool.library import Source, list_sources, remember_bytes, remember_text
+from nightschool.library import Source, list_sources, remember_bytes, remember_text, short_label
 from nightschool.server.database import Store, purge_soon
 from nightschool.server.models import Target, resolve
 from nightschool.server.own import shapes
@@ -62,7 +61,7 @@ def shown(source: Source) -> shapes.Source:
     """A source without a word of where it lies."""
     return shapes.Source(
         id=source.id,
-        label=shown_label(source.label),
+        label=short_label(source.label),
         title=source.title,
         kind=source.kind,  # type: ignore[arg-type]
         chunks=source.chunks,
@@ -73,19 +72,13 @@ def shown(source: Source) -> shapes.Source:
     )
 
 
-def shown_label(label: str) -> str:
-    """A label; of a whole path, which stands where a short one was taken, the last two parts."""
-    path = PurePath(label)
-    return "/".join(path.parts[-2:]) if path.is_absolute() else label
-
-
 @router.get("/sources/{id}")
 def source(id: SourceId, db: Store) -> shapes.SourceText:
     """Show what is known of a source."""
     found = find_source(db, id)
     rows = db.execute("select heading, text from chunks where source_id = ? order by position", (id,))
     passages = [shapes.Passage(heading=row["heading"], text=row["text"]) for row in rows]
-    return shapes.SourceText(label=shown_label(found.label), passages=passages)
+    return shapes.SourceText(label=short_label(found.label), passages=passages)
 
 
 def find_source(db: Database, id: int) -> Source:
@@ -178,7 +171,7 @@ def _forget(here: State, id: int, rebuild: bool) -> shapes.Forgotten:
         names = [wanted.name for wanted in again]
         queued = queue_again(db, here, [*again, *(each for each in stopped if each.name not in names)])
     return shapes.Forgotten(
-        forgotten=shown_label(source.label),
+        forgotten=short_label(source.label),
         chunks=forgotten.chunks,
         adapters_retired=list(forgotten.retired),
         adapters_rebuilding=names,
@@ -203,7 +196,7 @@ async def ask(question: shapes.Question, here: Here) -> shapes.Answer:
         answer = await here.searching.on(lambda index: quote(question.question, index))
     found = answer.as_json()
     for citation in cast("list[dict[str, Any]]", found["citations"]):
-        citation["source"] = shown_label(citation["source"])
+        citation["source"] = short_label(citation["source"])
     return shapes.Answer.model_validate(found)
 
 
