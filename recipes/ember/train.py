@@ -33,10 +33,13 @@ SEED = 1
 class Settings:
     """All choices of a run."""
 
-    minutes: float = 80.0
+    minutes: float = 60.0
     micro_tokens: int = 4096
     accumulate: int = 2
-    matrix_lr: float = 0.006  # 0.01 and more wash out the wired copying before anything uses it
+    matrix_lr: float = 0.01
+    careful_until: float = (
+        0.17  # till then 0.6 of it: more washes out the wired copying before anything uses it
+    )
     matrix_decay: float = 0.03  # without it queries and keys grow until attention is too sharp for int8
     other_lr: float = 2e-3
     warmup_steps: int = 300
@@ -144,7 +147,8 @@ class Run:
         settings = self.settings
         fall = min(1.0, (1.0 - progress) / (1.0 - settings.decay_from))
         warm = min(1.0, (self.step + 1) / settings.warmup_steps)
-        for optimiser, lr in zip(self.optimisers, (settings.matrix_lr, settings.other_lr), strict=True):
+        matrix_lr = settings.matrix_lr * (0.6 if progress < settings.careful_until else 1.0)
+        for optimiser, lr in zip(self.optimisers, (matrix_lr, settings.other_lr), strict=True):
             optimiser.param_groups[0]["lr"] = lr * fall * warm
         length = at_share(LENGTHS, progress)
         total = 0.0
@@ -193,7 +197,7 @@ class Run:
 
     def finish(self) -> None:
         """Exams, GGUF and card."""
-        figures = self.examine(300)
+        figures = self.examine(64)  # the whole examination is examine.py's
         self.log(json.dumps(figures))
         weights = dict(self.named_masters())
         write_model(self.out / "ember.gguf", weights, self.model.shape, self.tokenizer)
