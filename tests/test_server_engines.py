@@ -192,16 +192,9 @@ def test_a_stream_under_way_at_a_kill_ends_with_an_error(client):
 
 def test_a_client_that_leaves_frees_its_slot(base):
     with serving(model=base, slots=1) as server, server.openai() as client:
-        for stream in (True, False):
-            body = {
-                "model": base,
-                "messages": HELLO,
-                "stream": stream,
-                "ignore_eos": True,
-                "max_tokens": 4000,
-            }
-            with pytest.raises(httpx.ReadTimeout):
-                httpx.post(server.url + "/v1/chat/completions", json=body, timeout=0.3).read()
+        body = {"model": base, "messages": HELLO, "ignore_eos": True, "max_tokens": 4000}
+        with pytest.raises(httpx.ReadTimeout):  # nothing comes before the answer is whole
+            httpx.post(server.url + "/v1/chat/completions", json=body, timeout=0.1)
         left = client.chat.completions.create(
             model=base, messages=HELLO, stream=True, max_tokens=4000, extra_body={"ignore_eos": True}
         )

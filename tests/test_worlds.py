@@ -82,20 +82,6 @@ def test_withheld_wordings_are_never_asked_in_training_documents():
     assert len(asked) > 500 and not asked & away
 
 
-@pytest.mark.parametrize("maker", ["reading_chat", "roll_chat"])
-def test_notes_hold_the_answer_to_every_question_about_them(maker):
-    import documents
-
-    rng = random.Random(3)
-    for _ in range(200):
-        pieces = getattr(documents, maker)(rng)
-        text = "".join(piece for piece, _ in pieces)
-        notes = text.split("?")[0].lower()
-        for piece, weight in pieces:
-            if weight in (1.0, 2.0) and piece.startswith(" ") and not piece.endswith("."):
-                assert piece.strip().lower() in notes, text
-
-
 def test_answer_pieces_join_to_the_answer_and_weigh_the_value():
     import documents
     import worlds
