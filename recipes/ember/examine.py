@@ -201,9 +201,9 @@ def taught(model: str) -> list[Row]:
     from_questions, forgot_more = learned(model, lessons, asked, rng)
     return [
         ("new facts by LoRA from statements alone", from_notes, "60%"),
-        ("… perplexity on general text rises by", forgot, "–"),
+        ("… and perplexity on general text rises by", forgot, "–"),
         ("new facts by LoRA, questions in other wordings among the lessons", from_questions, "90%"),
-        ("… perplexity on general text rises by", forgot_more, "–"),
+        ("… and perplexity then rises by", forgot_more, "–"),
     ]
 
 
