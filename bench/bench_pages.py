@@ -107,7 +107,7 @@ def ask_all(db: Database, asked: Sequence[Asked], given: argparse.Namespace) -> 
     with Engine(base.path, threads=given.threads) as engine:
         memory = Memory(index, engine) if can_read(base) else None
         for each in asked:
-            answer = memory.ask(each.question, stack={}) if memory else quote(each.question, index)
+            answer = memory.ask(each.question, stack={}) if memory else quote(each.question, index, engine)
             is_answered = is_right(answer.text, Question(each.question, each.answer))
             is_cited = any(citation.source == each.page for citation in answer.citations)
             right, cited, both = right + is_answered, cited + is_cited, both + (is_answered and is_cited)

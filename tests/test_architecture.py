@@ -24,7 +24,7 @@ ROWS = {
     ),
     "the model": "templates lessons model lora",
     "learning": (
-        "quoting answer exam train precision distil evaluate scoring check syllabus lessonbook writer "
+        "quoting exam check answer train precision distil evaluate scoring syllabus lessonbook writer "
         "teacher writing rehearsal"
     ),
     "whole pieces of work": (

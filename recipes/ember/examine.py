@@ -27,7 +27,7 @@ from worlds import fill, population
 
 from nightschool.adapters import Stack
 from nightschool.answer import NOT_KNOWN
-from nightschool.check import Item, contains, is_question, judge
+from nightschool.check import READ, Item, contains, is_question, judge
 from nightschool.engine import Engine
 from nightschool.evaluate import Question as Asked
 from nightschool.evaluate import general_lessons, perplexity, sit_exam
@@ -39,7 +39,7 @@ from nightschool.runs import Order, carry_out, find_run
 from nightschool.settings import StudySettings, TrainSettings
 from nightschool.store import open_store
 from nightschool.study import StudyOrder, study
-from nightschool.writer import READ, WRITE_QUESTION
+from nightschool.writer import WRITE_QUESTION
 
 HERE = Path(__file__).resolve().parent
 EMBER = package_data("ember") / "ember.gguf"

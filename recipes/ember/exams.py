@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from worlds import Fact, Population, read_lists, withheld
 
 from nightschool.answer import UNKNOWN
-from nightschool.writer import READ
+from nightschool.check import READ
 
 PAD_TO = 96
 NEW_TOKENS = 28

@@ -14,7 +14,8 @@ from everyday import ABOUT_PEOPLE, ABOUT_THINGS, Asked, Told, everyday, lists, n
 from worlds import Fact, Pools, name, relations, subject, value_lists
 
 from nightschool.answer import INSTRUCTIONS, UNKNOWN
-from nightschool.writer import READ, WRITE_QUESTION, by_rules
+from nightschool.check import READ
+from nightschool.writer import WRITE_QUESTION, by_rules
 
 REPHRASE = "Say it in other words: {passage}"
 WRITE_PAIR = "Write a question and its answer: {passage}"

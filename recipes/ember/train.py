@@ -37,9 +37,7 @@ class Settings:
     micro_tokens: int = 4096
     accumulate: int = 2
     matrix_lr: float = 0.01
-    careful_until: float = (
-        0.17  # till then 0.6 of it: more washes out the wired copying, still unused
-    )
+    careful_until: float = 0.17  # till then 0.6 of it: more washes out the wired copying, still unused
     matrix_decay: float = 0.03  # without it queries and keys grow until attention is too sharp for int8
     other_lr: float = 2e-3
     warmup_steps: int = 300

@@ -15,17 +15,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from nightschool.check import READ, Item, contains, judge
+from nightschool.chunks import SEPARATOR
 from nightschool.engine import Engine
+from nightschool.errors import ContextFull
 from nightschool.gguf import GGUFFile, open_gguf
 from nightschool.hub import Base, describe
 from nightschool.index import WORD, Hit, Index, content_words, found_in
-from nightschool.quoting import best_quotation
+from nightschool.quoting import best_quotation, sentences
 
 UNKNOWN = "I do not know."
 CONTEXT_TOKENS = 600
 BESIDE_NOTES, MIN_ROOM = 240, 64  # tokens of instructions, question and answer; and of notes, at least
 CHUNKS = 4  # at most, as far as CONTEXT_TOKENS goes
 MAX_TOKENS = 256  # of an answer
+POINTING_TOKENS = 32  # of an answer that only says which sentence is meant
 READING_PARAMETERS = 100_000_000  # smaller bases do not find an answer in a text, unless their card says so
 # What a chunk must have of a question's words (by their weight), and of its names and numbers, to fit:
 # measured on XQuAD, with and without the articles that have the answers (bench/RESULTS.md).
@@ -94,8 +98,12 @@ def can_read(base: Base) -> bool:
     return describe(base).parameters >= READING_PARAMETERS
 
 
-def quote(question: str, index: Index) -> Answer:
-    """The best sentence of the notes, word for word; needs no model."""
+def quote(question: str, index: Index, reader: Engine | None = None) -> Answer:
+    """The best sentence of the notes, word for word; needs no model.
+
+    Args:
+        reader: a base that is too small to be asked; it may still point at a better sentence (`pointed_at`).
+    """
     start_s = time.perf_counter()
     hits = index.search(question, limit=CHUNKS)
     weights = index.weights(content_words(question))
@@ -104,9 +112,26 @@ def quote(question: str, index: Index) -> Answer:
     best = best_quotation(question, hits, heavier)
     if best is None or not fits(question, best.hit, weights):
         return Answer(UNKNOWN, known=False, seconds=time.perf_counter() - start_s)
-    citation = Citation(1, best.hit.source, best.hit.heading, best.hit.text.strip())
-    text = f"“{best.text}” [1]"
+    pointed = pointed_at(question, hits[0], reader) if reader else ""
+    hit = hits[0] if pointed else best.hit
+    citation = Citation(1, hit.source, hit.heading, hit.text.strip())
+    text = f"“{pointed or best.text}” [1]"
     return Answer(text, (citation,), quoted=True, seconds=time.perf_counter() - start_s)
+
+
+def pointed_at(question: str, hit: Hit, reader: Engine) -> str:
+    """The sentence of a chunk that holds what a base answers from it; empty where the check denies it."""
+    said = [text for text in sentences(hit.text) if text not in hit.heading.split(SEPARATOR)]
+    passage = " ".join(said)
+    asked = {"role": "user", "content": READ.format(passage=passage, question=question)}
+    try:
+        reply = reader.chat([asked], temperature=0.0, max_tokens=POINTING_TOKENS)
+    except ContextFull:
+        return ""
+    verdict = judge(Item(passage, question, "", origin="model"), reply)
+    if not verdict.is_kept:
+        return ""
+    return next((text for text in said if contains(text, verdict.item.value)), "")
 
 
 def fits(question: str, hit: Hit, weights: Mapping[str, float]) -> bool:

@@ -36,6 +36,7 @@ UNITS = frozenset(
     "kilometre kilometres kilo kilos kilogram kilograms gram grams litre litres degree degrees".split()
 )
 LONGEST_ANSWER = 40  # words
+READ = "Here are some notes. {passage} {question}"  # how a passage and a question are put to a small model
 ALIKE = 3  # letters at the beginning, of a word and what a small model made of it
 
 

@@ -150,7 +150,9 @@ def look_up(db: Database, questions: Sequence[Question]) -> Generator[Event, Non
         asked = []
         for question in questions:
             text = question.question
-            asked.append(Asked(question, memory.ask(text, stack={}) if memory else quote(text, index)))
+            asked.append(
+                Asked(question, memory.ask(text, stack={}) if memory else quote(text, index, engine))
+            )
             yield Progress("asking", len(asked), len(questions))
     for each in spread(asked, 2):
         cited = each.answer.citations[0] if each.answer.citations else "nothing cited"

@@ -95,7 +95,7 @@ def examine_study(
                 engine, questions, stack={in_use: 1.0}, task="examining the one in use"
             )
         memory = Memory(index, engine) if can_read(base) else None
-        looked_up_before = yield from look_up(questions, index, memory, stack={})
+        looked_up_before = yield from look_up(questions, index, memory or engine, stack={})
         looked_up = looked_up_before
         if memory:
             looked_up = yield from look_up(questions, index, memory, stack=stack.scales)
@@ -148,12 +148,15 @@ def side_by_side(result: Result, index: Index) -> list[Answered]:
 
 
 def look_up(
-    questions: Sequence[Question], index: Index, memory: Memory | None, *, stack: Mapping[str, float]
+    questions: Sequence[Question], index: Index, reader: Memory | Engine, *, stack: Mapping[str, float]
 ) -> Generator[Event, None, float]:
     """Recall with the notes at hand: read by the model, or quoted where the base is too small to read."""
     right = 0
     for done, question in enumerate(questions, 1):
-        answer = memory.ask(question.question, stack=stack) if memory else quote(question.question, index)
+        if isinstance(reader, Memory):
+            answer = reader.ask(question.question, stack=stack)
+        else:
+            answer = quote(question.question, index, reader)
         right += is_right(answer.text, question)
         yield Progress("looking things up", done, len(questions))
     return right / max(1, len(questions))

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from nightschool.adapters import Adapter, Stack, check_name, find_adapter
-from nightschool.check import gist
+from nightschool.check import READ, gist
 from nightschool.decoders import read_config
 from nightschool.distil import Reading, expect, prepare
 from nightschool.engine import Engine
@@ -53,7 +53,6 @@ from nightschool.store import Database, get_note, set_note
 from nightschool.syllabus import Syllabus, Taught, divide_in_turn, lessons, question_line, some_lessons
 from nightschool.teacher import announcement, open_teacher
 from nightschool.train import Deadline
-from nightschool.writer import READ
 from nightschool.writing import write_chunk
 
 STAGES = ("write", "divide", "rehearse", "distil", "train", "examine", "promote", "done")

@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, Unpack
 
-from nightschool.check import Item, is_question
+from nightschool.check import READ, Item, is_question
 from nightschool.engine import Sampling
 from nightschool.errors import ContextFull
 from nightschool.statements import Statement, sentences, statements
@@ -24,7 +24,6 @@ from nightschool.wordings import TELL, fill, questions
 
 QUESTION_TOKENS, ANSWER_TOKENS, ITEMS_TOKENS = 32, 64, 900
 ITEMS_AT_ONCE = 8
-READ = "Here are some notes. {passage} {question}"
 WRITE_QUESTION = "Write a question for this: {passage}"
 WRITE_ITEMS = (
     "Here is a passage.\n\n{passage}\n\nWrite {count} study questions about the facts in this passage, for "

@@ -39,7 +39,7 @@ def command(
 ) -> None:
     """Answer a QUESTION from what `nightschool remember` was given, and say where it stands.
 
-    A base too small to read is not asked: the best sentence is quoted. "I do not know" means that nothing
+    A base too small to read only points: the best sentence is quoted. "I do not know" means that nothing
     fits.
 
     \b
@@ -112,7 +112,8 @@ def _asker(opened: ExitStack, model: str, *, is_closed_book: bool, threads: int)
         raise nothing
     index = Index(db, opened.enter_context(open_embedder(db, threads=threads)))
     if not can_read(find_base(stack.base)):
-        return lambda question: quote(question, index)
+        reader = opened.enter_context(_engine(stack.base, threads=threads))
+        return lambda question: quote(question, index, reader)
     memory = Memory(index, opened.enter_context(_engine(model, threads=threads)))
     return lambda question: memory.ask(question, stack=stack.scales)
 

@@ -36,8 +36,8 @@ async def quotation(here: State, target: Target, messages: Sequence[Message]) ->
     None where no note fits and adapters may know: then the model is asked.
     """
     question, _ = asked(messages)
-    with here.engines.chatting:
-        answer = await here.searching.on(lambda index: quote(question, index))
+    async with here.engines.using(target) as engine:
+        answer = await here.searching.on(lambda index: quote(question, index, engine))
     if not answer.known and target.adapters:
         return None
     return {"text": answer.text, "annotations": annotations(answer.text, answer.citations)}

@@ -193,7 +193,8 @@ async def ask(question: shapes.Question, here: Here) -> shapes.Answer:
     elif can_read(target.base):
         answer = await _read_up(question.question, target, here)
     else:
-        answer = await here.searching.on(lambda index: quote(question.question, index))
+        async with here.engines.using(target) as engine:
+            answer = await here.searching.on(lambda index: quote(question.question, index, engine))
     found = answer.as_json()
     for citation in cast("list[dict[str, Any]]", found["citations"]):
         citation["source"] = short_label(citation["source"])
