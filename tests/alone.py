@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -36,17 +37,23 @@ os.execv(sys.argv[1], sys.argv[1:])
 LOOPBACK = {"127.0.0.1", "localhost", "::1", "None"}
 
 
-def cut_off() -> list[str]:
-    """The words before a command that cut it off; skips where that cannot be done."""
+@cache
+def cut_off() -> tuple[str, ...]:
+    """The words before a command that cut it off; none where that cannot be done."""
     found = shutil.which("unshare")
-    words = [str(found), "--net", "--map-root-user"]
+    words = (str(found), "--net", "--map-root-user")
     if not found or subprocess.run([*words, "true"], capture_output=True).returncode:
-        pytest.skip("no network namespace can be made here (unshare --net --map-root-user)")
-    return [*words, sys.executable, "-c", LOOPBACK_UP]
+        return ()
+    return (*words, sys.executable, "-c", LOOPBACK_UP)
+
+
+needs_namespace = pytest.mark.skipif(
+    not cut_off(), reason="no network namespace can be made here (unshare --net --map-root-user)"
+)
 
 
 def run_alone(command: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a Python command without a network; `folder` gets the notes that `turned_to` reads."""
+    """Run a Python command, without a network where that can be; `folder` gets what `turned_to` reads."""
     (folder / "sitecustomize.py").write_text(HOOK)
     (folder / "noted").touch()
     paths = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))

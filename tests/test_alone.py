@@ -1,6 +1,6 @@
 """Without a network: a served chat works, and nothing is tried but loopback."""
 
-from alone import LOOPBACK, run_alone, turned_to
+from alone import LOOPBACK, needs_namespace, run_alone, turned_to
 
 CHAT = """
 import contextlib, subprocess, sys, time, httpx
@@ -24,6 +24,7 @@ finally:
 OUTWARD = "import socket; socket.create_connection(('192.0.2.1', 80), 5)"  # an address of no one (RFC 5737)
 
 
+@needs_namespace
 def test_a_served_chat_needs_no_network_and_turns_to_none(tmp_path):
     done = run_alone(["-c", CHAT], tmp_path, NIGHTSCHOOL_HOME=str(tmp_path / "home"))
     assert done.returncode == 0, done.stderr
@@ -31,6 +32,7 @@ def test_a_served_chat_needs_no_network_and_turns_to_none(tmp_path):
     assert "127.0.0.1" in turned_to(tmp_path) and turned_to(tmp_path) <= LOOPBACK
 
 
+@needs_namespace
 def test_what_would_leave_fails_and_is_noted(tmp_path):
     done = run_alone(["-c", OUTWARD], tmp_path)
     assert "Network is unreachable" in done.stderr

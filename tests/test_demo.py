@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from alone import LOOPBACK, run_alone, turned_to
 from click.testing import CliRunner
 
 from nightschool import fit as fitting
@@ -33,12 +34,11 @@ pytestmark = pytest.mark.timeout(900)  # minutes on a busy machine
 @pytest.fixture(scope="module")
 def demonstration(tmp_path_factory):
     """One run of the whole demonstration; both tests of it read this."""
-    home = tmp_path_factory.mktemp("demo-home")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NIGHTSCHOOL_HOME", str(home))
-        result = CliRunner().invoke(main, ["demo", "--json"])
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout.splitlines()[-1]), result.stderr, home
+    home, noted = tmp_path_factory.mktemp("demo-home"), tmp_path_factory.mktemp("noted")
+    done = run_alone(["-m", "nightschool", "demo", "--json"], noted, NIGHTSCHOOL_HOME=str(home))
+    assert done.returncode == 0, done.stderr
+    assert turned_to(noted) <= LOOPBACK  # the engine, and nobody else
+    return json.loads(done.stdout.splitlines()[-1]), done.stderr, home
 
 
 def test_the_base_learns_the_notes_and_forgets_little(demonstration):
