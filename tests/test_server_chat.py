@@ -127,7 +127,7 @@ def test_there_may_be_more_choices_than_slots_each_with_a_seed_of_its_own(client
 
 
 def test_a_seed_repeats_an_answer(client):
-    first, again, other = (ask(client, seed=seed, temperature=1.5) for seed in (5, 5, 6))
+    first, again, other = (ask(client, seed=seed, temperature=1.5, extra_body=LONG) for seed in (5, 5, 6))
     assert first.choices[0].message.content == again.choices[0].message.content
     assert first.choices[0].message.content != other.choices[0].message.content
 
