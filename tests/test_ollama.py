@@ -76,10 +76,11 @@ def test_options_are_obeyed_and_unknown_ones_passed_over(client):
     long = say(**GREEDY).message.content
     cut = say(**GREEDY, stop=[long.split()[1]]).message.content
     assert cut.strip() == long.split()[0]
-    wild = {"temperature": 5.0, "num_predict": 24, "top_k": 0}
+    wild = {"temperature": 9.0, "num_predict": 24, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
     assert say(**wild, seed=1).message.content == say(**wild, seed=1).message.content
     assert say(**wild, seed=1).message.content != say(**wild, seed=2).message.content
-    assert say(**wild, seed=1, top_p=0.0).message.content == say(**wild, seed=2, top_p=0.0).message.content
+    narrow = wild | {"top_p": 0.0}
+    assert say(**narrow, seed=1).message.content == say(**narrow, seed=2).message.content
     assert say(**GREEDY, num_gpu=99, mirostat=2, num_ctx=64).message.content == long
 
 
