@@ -2,6 +2,7 @@
 
     python bench/bench_server.py                    overhead and switching, a model of 135M's shape
     python bench/bench_server.py --base ember       the same on the embedded base, which is the worst case
+    python bench/bench_server.py --part training    chats while a fine-tuning job runs
     python bench/bench_server.py --part soak        1,000 chats, some of them left, 50 engine kills
 
 Overhead: the same requests go in turn to a bare llama.cpp (this program's engine, with its port and key) and
@@ -12,6 +13,9 @@ within a round. Nothing else may run meanwhile.
 
 Switching: an adapter appears on the shelf while a chat streams; the time until another chat has its first
 token from it, and how many requests failed.
+
+Training: a fine-tuning job runs, which holds while somebody chats. Tokens/s of a long chat from two seconds
+after it was asked for, against the same chat without a job; between the chats the job must get on.
 
 Soak: chats of random length over 8 connections, a third of them left half-way, while engines are killed. A
 chat may end with an error only where a kill met it. At the end nobody waits, one engine is left, and the
@@ -55,6 +59,7 @@ from nightschool.shapes import SHAPES, write_random
 
 NAME = "bench"
 CHAT = "/v1/chat/completions"
+SETTLED_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,7 @@ class Heard:
     total_s: float = 0.0
     tokens: int = 0
     failed: str = ""
+    late: int = 0  # tokens from SETTLED_S on
 
 
 def main() -> None:
@@ -92,7 +98,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--part", choices=("overhead", "switching", "soak", "all"), action="append")
+    parser.add_argument("--part", choices=("overhead", "switching", "training", "soak", "all"), action="append")
     parser.add_argument("--base", default="135M", help="a shape to measure on, or ember")
     parser.add_argument("--requests", type=int, default=40, help="for the first token")
     parser.add_argument("--tokens", type=int, default=200, help="of each chat")
@@ -103,7 +109,7 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     options.part = set(options.part or ("overhead", "switching"))
     if "all" in options.part:
-        options.part = {"overhead", "switching", "soak"}
+        options.part = {"overhead", "switching", "training", "soak"}
     return options
 
 
@@ -161,6 +167,8 @@ async def measure(process: psutil.Process, url: str, options: argparse.Namespace
                 engine.release(lent)
         if "switching" in options.part:
             result["switching"] = await switching(client, ours)
+        if "training" in options.part:
+            result["training"] = await training(client, ours, options)
         if "soak" in options.part:
             result["soak"] = await soak(client, process, ours, options)
     return result
@@ -195,6 +203,7 @@ async def chat(client: httpx.AsyncClient, side: Side, *, tokens: int, seed: int 
             async for line in response.aiter_lines():
                 if '"content":"' in line:
                     heard.tokens += 1
+                    heard.late += time.perf_counter() - begun > SETTLED_S
                     heard.first_s = heard.first_s or time.perf_counter() - begun
                 elif "error" in line:
                     heard.failed = line
@@ -270,6 +279,64 @@ async def switching(client: httpx.AsyncClient, ours: Side) -> dict[str, Any]:
         undisturbed = await streaming
         failed += bool(heard.failed) + bool(undisturbed.failed)
     return {"seconds": [round(each, 3) for each in seconds], "median_s": median(seconds), "failed": failed}
+
+
+# Training -----------------------------------------------------------------------------------------
+
+
+async def training(client: httpx.AsyncClient, ours: Side, options: argparse.Namespace) -> dict[str, Any]:
+    """Long chats without and with a job beside them."""
+
+    async def settled_rate(number: int) -> float:
+        heard = await chat(client, ours, tokens=1000, seed=number)
+        assert not heard.failed and heard.total_s > 2 * SETTLED_S, heard
+        return heard.late / (heard.total_s - SETTLED_S)
+
+    alone = [await settled_rate(number) for number in range(options.repeats)]
+    job = await begin_job(client, ours)
+    beside, steps = [], [await trained_steps(client, ours, job, more_than=0)]
+    for number in range(options.repeats):
+        beside.append(await settled_rate(number))
+        steps.append(await trained_steps(client, ours, job, more_than=steps[-1]))
+    await client.post(f"{ours.url}/v1/fine_tuning/jobs/{job}/cancel", json={})
+    return {
+        "tokens_per_s_alone": median(alone),
+        "tokens_per_s_beside_a_job": median(beside),
+        "kept": median(beside) / median(alone),
+        "job_steps_after_each_chat": steps,
+    }
+
+
+async def begin_job(client: httpx.AsyncClient, ours: Side) -> str:
+    """A fine-tuning job that takes longer than the measurement; its id."""
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"What is kept in drawer {number}?"},
+                {"role": "assistant", "content": f"In drawer {number} there are {number * 7} spoons."},
+            ]
+        }
+        for number in range(400)
+    ]
+    content = "\n".join(map(json.dumps, rows)).encode()
+    form = {"file": ("drawers.jsonl", content, "application/jsonl")}
+    file = await client.post(ours.url + "/v1/files", files=form, data={"purpose": "fine-tune"})
+    order = {"model": NAME, "training_file": file.raise_for_status().json()["id"]}
+    order["hyperparameters"] = {"n_epochs": 50}
+    job = await client.post(ours.url + "/v1/fine_tuning/jobs", json=order)
+    return str(job.raise_for_status().json()["id"])
+
+
+async def trained_steps(client: httpx.AsyncClient, ours: Side, job: str, *, more_than: int) -> int:
+    """The job's last step, once it is a later one."""
+    async with asyncio.timeout(180):
+        while True:
+            path = f"{ours.url}/v1/fine_tuning/jobs/{job}/events"
+            events = (await client.get(path, params={"limit": 100})).json()["data"]
+            last = max((event["data"]["step"] for event in events if "step" in (event["data"] or {})), default=0)
+            if last > more_than:
+                return int(last)
+            await asyncio.sleep(0.2)
 
 
 # Soak ---------------------------------------------------------------------------------------------
@@ -381,6 +448,10 @@ def print_table(result: dict[str, Any]) -> None:
             print(f"{parallel} in parallel  bare {bare:8.1f} /s   served {mine:8.1f} /s   lost  {lost:6.1%}")
     if found := result.get("switching"):
         print(f"a new adapter answers after {found['median_s']:.2f} s; {found['failed']} requests failed")
+    if found := result.get("training"):
+        alone, beside = found["tokens_per_s_alone"], found["tokens_per_s_beside_a_job"]
+        print(f"beside a job   alone {alone:7.1f} /s   beside {beside:7.1f} /s   kept  {found['kept']:6.1%}")
+        print(f"the job's step after each chat: {found['job_steps_after_each_chat']}")
     if found := result.get("soak"):
         for key, value in found.items():
             print(f"{key:16} {value}")

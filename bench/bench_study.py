@@ -51,7 +51,7 @@ from nightschool.settings import StudySettings, TrainSettings
 from nightschool.store import open_store
 from nightschool.study import rehearsal_line
 from nightschool.syllabus import Syllabus, Taught, divide, lessons
-from nightschool.writer import READ
+from nightschool.check import READ
 from nightschool.writing import write_chunk
 
 REHEARSALS, REHEARSAL = 120, 0.4

@@ -4,6 +4,7 @@ import os
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +17,8 @@ import pytest
 from click.testing import CliRunner
 
 from nightschool.cli import main
+from nightschool.server.listen import listen
+from nightschool.settings import ServeSettings
 
 
 @contextmanager
@@ -116,3 +119,11 @@ def test_a_port_that_is_taken_is_said(home):
         port = address(said).rsplit(":", 1)[1]
         result = CliRunner().invoke(main, ["serve", "--port", port])
     assert result.exit_code == 1 and "another server may run already" in result.stderr
+
+
+def test_no_piece_of_an_answer_waits_for_an_acknowledgement():
+    with listen(ServeSettings(port=0)) as listening:
+        with socket.create_connection(listening.getsockname()):
+            accepted, _ = listening.accept()
+            with accepted:
+                assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
