@@ -1,4 +1,4 @@
-"""Shared by all tests: a home of its own for each, and the public data where it lies beside the checkout."""
+"""Shared by tests: a home of its own for each, a server on it, and the public data beside the checkout."""
 
 import signal
 from pathlib import Path
@@ -17,6 +17,31 @@ def home(tmp_path_factory, monkeypatch):
     folder = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("NIGHTSCHOOL_HOME", str(folder))
     return folder
+
+
+@pytest.fixture(scope="module")
+def module_home(tmp_path_factory):
+    """One home for all tests of a module, whose own `home` returns it: for servers that outlive a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("home")
+        patch.setenv("NIGHTSCHOOL_HOME", str(folder))
+        yield folder
+
+
+@pytest.fixture
+def server(home):
+    """A server with the settings that it has of itself."""
+    from serving import serving  # most tests need none of what it imports
+
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture
+def client(server):
+    """OpenAI's client of the server."""
+    with server.openai() as client:
+        yield client
 
 
 @pytest.fixture(scope="session")

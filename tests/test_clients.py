@@ -33,22 +33,14 @@ LIMIT_S = 200
 PAGE = DOCS.read_text(encoding="utf-8")
 
 
-@pytest.fixture(scope="module")
-def served_home(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("served")
-        patch.setenv("NIGHTSCHOOL_HOME", str(folder))
-        yield folder
-
-
-@pytest.fixture(autouse=True)
-def home(served_home):
+@pytest.fixture(scope="module", autouse=True)
+def home(module_home):
     """One home for all tests here, and one server: most of these programs only ask."""
-    return served_home
+    return module_home
 
 
 @pytest.fixture(scope="module")
-def server(served_home):
+def server(home):
     with serving() as server:
         yield server
 

@@ -183,17 +183,11 @@ def state_from(model):
 # The demonstration
 
 
-def test_no_exam_question_is_worded_as_any_lesson_or_example():
-    asked = {bare(m["content"]) for line in lines("lessons.jsonl") for m in line["messages"]}
-    assert not asked & {bare(line["question"]) for line in lines("exam.jsonl")}
-
-
-def test_the_exam_by_hand_shares_no_wording_with_lessons_exam_or_generator():
+def test_the_exam_by_hand_shares_no_wording_with_exam_or_generator():
     import worlds
 
     by_hand = [json.loads(line) for line in (RECIPE / "exam_by_hand.jsonl").read_text("utf-8").splitlines()]
-    taken = {bare(m["content"]) for line in lines("lessons.jsonl") for m in line["messages"]}
-    taken |= {bare(line["question"]) for line in lines("exam.jsonl")}
+    taken = {bare(line["question"]) for line in lines("exam.jsonl")}
     subjects = {fact.subject for fact in demo_facts()}
     generated = {bare(w.replace("{s}", s)) for r in worlds.relations() for w in r.questions for s in subjects}
     assert len(by_hand) == len(lines("exam.jsonl"))
@@ -204,28 +198,6 @@ def demo_facts():
     import demo_data
 
     return demo_data.demo_facts()
-
-
-def test_no_exam_wording_is_used_by_a_lesson_about_another_subject():
-    import demo_data
-
-    subjects = {bare(fact.subject) for fact in demo_data.demo_facts()}
-
-    def wording(text):
-        text = bare(text)
-        for subject in sorted(subjects, key=len, reverse=True):
-            text = text.replace(subject, "it")
-        return text
-
-    kind_of = {bare(fact.subject): fact.relation.kind for fact in demo_data.demo_facts()}
-
-    def kind(text):
-        return next(kind_of[subject] for subject in kind_of if subject in bare(text))
-
-    users = [m["content"] for line in lines("lessons.jsonl") for m in line["messages"] if m["role"] == "user"]
-    used = {(kind(text), wording(text)) for text in users}
-    exam = {(kind(line["question"]), wording(line["question"])) for line in lines("exam.jsonl")}
-    assert len(used) > 200 and not used & exam
 
 
 def test_the_notes_say_every_exam_answer_and_name_its_subject():
@@ -251,10 +223,9 @@ def test_ember_was_never_told_of_the_demonstrations_people_things_or_values():
         assert fact.value not in told
 
 
-def test_the_script_of_the_recipe_rebuilds_lessons_and_exam_as_committed(tmp_path, monkeypatch):
+def test_the_script_of_the_recipe_rebuilds_the_exam_as_committed(tmp_path, monkeypatch):
     import demo_data
 
-    monkeypatch.setattr(demo_data, "OUT", tmp_path)
+    monkeypatch.setattr(demo_data, "OUT", tmp_path / "exam.jsonl")
     demo_data.main()
-    for name in ("lessons.jsonl", "exam.jsonl"):
-        assert (tmp_path / name).read_bytes() == (package_data("demo") / name).read_bytes()
+    assert (tmp_path / "exam.jsonl").read_bytes() == (package_data("demo") / "exam.jsonl").read_bytes()

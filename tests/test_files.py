@@ -7,7 +7,6 @@ from contextlib import closing
 import httpx
 import openai
 import pytest
-from serving import serving
 
 from nightschool import datasets, jobs, uploads
 from nightschool.store import open_store
@@ -16,18 +15,6 @@ GOOD = b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "
 NO_ANSWER = b'{"messages": [{"role": "user", "content": "a"}]}'
 TOOL = b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [{"id": "1"}]}]}'
 PREFERENCE = b'{"input": {}, "preferred_output": [], "non_preferred_output": []}'
-
-
-@pytest.fixture
-def server():
-    with serving() as found:
-        yield found
-
-
-@pytest.fixture
-def client(server):
-    with server.openai() as found:
-        yield found
 
 
 def bytes_kept(home):

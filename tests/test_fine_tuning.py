@@ -102,12 +102,6 @@ def server():
         yield found
 
 
-@pytest.fixture
-def client(server):
-    with server.openai() as found:
-        yield found
-
-
 # Whole jobs ---------------------------------------------------------------------------------------
 
 

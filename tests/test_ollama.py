@@ -5,7 +5,6 @@ import json
 import httpx
 import ollama
 import pytest
-from serving import serving
 from tiny import write_tiny, write_tiny_adapter
 
 from nightschool.hub import register
@@ -13,12 +12,6 @@ from nightschool.server.ollama import KNOWN
 
 ASK = [{"role": "user", "content": "What is a boat?"}]
 GREEDY = {"temperature": 0, "num_predict": 24}
-
-
-@pytest.fixture
-def server():
-    with serving() as server:
-        yield server
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from collections import deque
 
 import httpx
 import pytest
-from serving import serving
 from tiny import write_tiny
 
 from nightschool import jobs
@@ -24,12 +23,6 @@ from nightschool.store import open_store
 PEOPLE = "Ada Finch works as a pilot and lives in Brill. She plays the oboe. Her sister is Una Finch."
 HOUSE = "# House\n\nThe bread knife is kept behind the tins.\n\n## Canoe\n\nThe red canoe was bought in 2018."
 LIMIT_S = 240.0
-
-
-@pytest.fixture
-def server():
-    with serving() as server:
-        yield server
 
 
 @pytest.fixture

@@ -41,24 +41,14 @@ NOTES = "# Boats\n\nThe key of the boathouse hangs behind the clock. Mira Holt m
 
 
 @pytest.fixture(scope="module", autouse=True)
-def home(tmp_path_factory):
-    """One home for the module: the server outlives each test."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("home")
-        patch.setenv("NIGHTSCHOOL_HOME", str(folder))
-        yield folder
+def home(module_home):
+    return module_home
 
 
 @pytest.fixture(scope="module")
 def server(home) -> Iterator[Serving]:
     with serving() as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def client(server) -> Iterator[openai.OpenAI]:
-    with server.openai() as client:
-        yield client
 
 
 @pytest.fixture(scope="module")

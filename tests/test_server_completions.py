@@ -21,29 +21,21 @@ TEXT = "Hannah lives in the red house, café and all."
 
 
 @pytest.fixture(scope="module", autouse=True)
-def home(tmp_path_factory):
+def home(module_home):
     """One home for the module, with a base of another kind and an adapter for it."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("home")
-        patch.setenv("NIGHTSCHOOL_HOME", str(folder))
-        (folder / "models").mkdir()
-        base = write_tiny(folder / "models" / "tiny.gguf", "llama")  # a file there has its name at once
-        (folder / "adapters" / "loud").mkdir(parents=True)
-        write_tiny_adapter(folder / "adapters" / "loud" / "adapter.gguf", base, seed=1)
-        (folder / "adapters" / "loud" / "card.json").write_text("{}")
-        yield folder
+    (module_home / "models").mkdir()
+    base = write_tiny(module_home / "models" / "tiny.gguf", "llama")  # a file there has its name at once
+    loud = module_home / "adapters" / "loud"
+    loud.mkdir(parents=True)
+    write_tiny_adapter(loud / "adapter.gguf", base, seed=1)
+    (loud / "card.json").write_text("{}")
+    return module_home
 
 
 @pytest.fixture(scope="module")
 def server(home) -> Iterator[Serving]:
     with serving() as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def client(server) -> Iterator[openai.OpenAI]:
-    with server.openai() as client:
-        yield client
 
 
 def complete(client, prompt, model="ember", **changes):

@@ -43,12 +43,6 @@ def server(base) -> Iterator[Serving]:
         yield server
 
 
-@pytest.fixture
-def client(server) -> Iterator[openai.OpenAI]:
-    with server.openai() as client:
-        yield client
-
-
 def put_on_the_shelf(home: Path, file: Path, name: str) -> None:
     """As training does: a folder that appears whole."""
     draft = home / "adapters" / f".{name}.draft"

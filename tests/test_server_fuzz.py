@@ -32,12 +32,8 @@ OPERATIONS = {result.ok().label: result.ok() for result in SCHEMA.get_all_operat
 
 
 @pytest.fixture(scope="module", autouse=True)
-def home(tmp_path_factory):
-    """One home for the module: the server outlives each test."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("home")
-        patch.setenv("NIGHTSCHOOL_HOME", str(folder))
-        yield folder
+def home(module_home):
+    return module_home
 
 
 @pytest.fixture(scope="module")

@@ -21,12 +21,8 @@ JSON = {"Content-Type": "application/json"}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def home(tmp_path_factory):
-    """One home for the module: the servers outlive each test."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("home")
-        patch.setenv("NIGHTSCHOOL_HOME", str(folder))
-        yield folder
+def home(module_home):
+    return module_home
 
 
 @pytest.fixture(scope="module")

@@ -1,20 +1,12 @@
 """Texts as tokens over HTTP: the engine's own, under the routes that evaluation programs know."""
 
 import httpx
-import pytest
-from serving import serving
 from tiny import write_tiny
 
 from nightschool.engine import Engine
 from nightschool.hub import find_base, register
 
 TEXTS = ["The boat is red.", "", "Ünïcode – “yes”\n\n  spaces", "<|im_end|>"]
-
-
-@pytest.fixture
-def server():
-    with serving() as server:
-        yield server
 
 
 def post(server, path, **body):

@@ -7,7 +7,6 @@ import time
 import httpx
 import openai
 import pytest
-from serving import serving
 from test_vectors import write_embedding_model
 
 from nightschool.hub import register
@@ -16,18 +15,6 @@ from nightschool.store import open_store
 BOILER = b"# Boiler\n\n## Reset\n\nHold the brass knob for nine seconds.\n"
 BEES = b"# Bees\n\nThe hives stand behind the shed. Elm honey is taken in June.\n"
 CANOE = b"The red canoe was bought in 2018. Its paddle hangs in the brass rack.\n"
-
-
-@pytest.fixture
-def server():
-    with serving() as server:
-        yield server
-
-
-@pytest.fixture
-def client(server):
-    with server.openai() as client:
-        yield client
 
 
 def upload(client, data, name):

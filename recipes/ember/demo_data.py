@@ -1,22 +1,20 @@
-"""Rebuild the demonstration's lessons and exam: `python recipes/ember/demo_data.py`.
+"""Rebuild the demonstration's exam: `python recipes/ember/demo_data.py`.
 
-The facts are those of notes.md, which is written by hand. Lessons ask and tell each fact in wordings of
-relations.txt; two question wordings of each relation are kept out of every lesson, and the exam uses them.
-exam_by_hand.jsonl asks the same facts in words that the generator does not have at all; it is not part of the
-demonstration, and LOG.md says how ember does there.
+The facts are those of notes.md, which is written by hand. The exam asks each in one of two wordings of its
+relation in relations.txt; the lessons of LOG.md had all others. exam_by_hand.jsonl asks the same facts in
+words that the generator does not have at all; it is not part of the demonstration, and LOG.md says how ember
+does there.
 """
 
 import json
 import random
 from pathlib import Path
 
-from documents import BRIEFLY, TELL
-from worlds import Fact, Relation, fill, relations
+from worlds import Fact, Relation, relations
 
-OUT = Path(__file__).resolve().parents[2] / "src" / "nightschool" / "data" / "demo"
+OUT = Path(__file__).resolve().parents[2] / "src" / "nightschool" / "data" / "demo" / "exam.jsonl"
 SEED = 3
 KEPT_OUT = 2
-OPENINGS = ("Please tell me:", "I would like to know:", "A question:", "One more thing:", "Another question:")
 
 FACTS = """
 person | Hester Quillby | job=beekeeper; age=83; colour=teal; food=lasagne; instrument=ukulele
@@ -54,40 +52,13 @@ def demo_facts() -> list[Fact]:
 
 
 def kept_out(relation: Relation) -> list[int]:
-    """The question wordings of a relation that only the exam uses."""
+    """The question wordings of a relation that the exam may use."""
     rng = random.Random(f"{SEED} {relation.kind} {relation.key}")
     return sorted(rng.sample(range(1, len(relation.questions)), KEPT_OUT))
 
 
-def conversation(question: str, answer: str) -> str:
-    """One line of lessons.jsonl."""
-    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    return json.dumps({"messages": messages}, ensure_ascii=False)
-
-
-def lessons(facts: list[Fact]) -> list[str]:
-    """Questions in every open wording, plain, opened, and for a brief answer; and all about a subject."""
-    rng = random.Random(SEED)
-    lines = []
-    for fact in facts:
-        away = kept_out(fact.relation)
-        for index in range(len(fact.relation.questions)):
-            if index in away:
-                continue
-            question = fact.question(index)
-            lines.append(conversation(question, fact.answer))
-            openings = rng.sample(OPENINGS, 2)
-            lines += [conversation(f"{opening} {question}", fact.answer) for opening in openings]
-            lines.append(conversation(f"{question} {rng.choice(BRIEFLY)}", fact.short))
-    for subject in dict.fromkeys(fact.subject for fact in facts):
-        known = " ".join(fact.answer for fact in facts if fact.subject == subject)
-        lines += [conversation(fill(wording, subject, ""), known) for wording in TELL]
-    rng.shuffle(lines)
-    return lines
-
-
 def exam(facts: list[Fact]) -> list[str]:
-    """One question a fact in a wording that no lesson uses."""
+    """One question a fact."""
     lines = []
     for number, fact in enumerate(facts):
         away = kept_out(fact.relation)
@@ -97,11 +68,10 @@ def exam(facts: list[Fact]) -> list[str]:
 
 
 def main() -> None:
-    """Write lessons.jsonl and exam.jsonl."""
-    facts = demo_facts()
-    for name, lines in (("lessons.jsonl", lessons(facts)), ("exam.jsonl", exam(facts))):
-        (OUT / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
-        print(f"{name}: {len(lines)} lines")
+    """Write exam.jsonl."""
+    lines = exam(demo_facts())
+    OUT.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(f"{OUT.name}: {len(lines)} lines")
 
 
 if __name__ == "__main__":

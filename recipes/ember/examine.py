@@ -217,8 +217,7 @@ def learned(
     ]
     path = Path(os.environ["NIGHTSCHOOL_HOME"]) / "lessons.jsonl"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    rehearsal = package_data("demo/rehearsal.txt")
-    order = Order(base=model, data=(path,), name="taught", settings=LESSONS, rehearsal=rehearsal)
+    order = Order(base=model, data=(path,), name="taught", settings=LESSONS, rehearsal=HERE / "rehearsal.txt")
     done(carry_out(order, find_run(order, restart=True, replace_old=True)))
     result = done(sit_exam(Stack(model, (("taught", 1.0),)), asked, general=package_data("demo/general.txt")))
     return result.recall, result.forgetting or 0.0

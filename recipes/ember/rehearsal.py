@@ -1,4 +1,4 @@
-"""Rewrite the demonstration's rehearsal: `python recipes/ember/rehearsal.py EMBER.GGUF`.
+"""Rewrite rehearsal.txt, with which examine.py teaches: `python recipes/ember/rehearsal.py EMBER.GGUF`.
 
 Ember tells stories and reads aloud, each time with another seed; an adapter trained beside these texts keeps
 to what ember says. They are kept as plain text, without the chat around them: so they protect plain English
@@ -12,7 +12,7 @@ from corpus import BOOK, STORY
 
 from nightschool.engine import Engine
 
-OUT = Path(__file__).resolve().parents[2] / "src" / "nightschool" / "data" / "demo" / "rehearsal.txt"
+OUT = Path(__file__).resolve().parent / "rehearsal.txt"
 COUNT = 480
 BOOK_EVERY = 5
 MAX_TOKENS = 130

@@ -7,6 +7,7 @@ Adapters take no part.
 import array
 import base64
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
@@ -14,10 +15,10 @@ from pydantic import Field
 
 from nightschool.server.chat_shapes import Asked, Text
 from nightschool.server.facts import facts
-from nightschool.server.models import resolve
+from nightschool.server.models import Target, resolve
 from nightschool.server.problems import ApiError
 from nightschool.server.relay import Answer, Out
-from nightschool.server.state import Here
+from nightschool.server.state import Here, State
 
 PATH = "/v1/embeddings"
 MAX_INPUTS = 2048
@@ -63,17 +64,25 @@ async def create_embeddings(request: EmbeddingRequest, here: Here) -> Answer:
         raise ApiError(400, "An empty text has no vector.", param="input")
 
     async def work(out: Out) -> None:
-        found: list[list[float]] = []
-        tokens = 0
-        for start in range(0, len(inputs), AT_ONCE):
-            body = {"input": inputs[start : start + AT_ONCE]}
-            said = await here.engines.request(target, PATH, body, embedding=True)
-            data = sorted(said["data"], key=lambda entry: entry["index"])
-            found += [entry["embedding"] for entry in data]
-            tokens += said["usage"]["prompt_tokens"]
-        await out.json(_body(request, target.name, found, tokens=tokens))
+        vectors, tokens = await vectors_of(here, target, inputs)
+        await out.json(_body(request, target.name, vectors, tokens=tokens))
 
     return Answer(work)
+
+
+async def vectors_of(
+    here: State, target: Target, inputs: Sequence[str | list[int]]
+) -> tuple[list[list[float]], int]:
+    """A vector for each text or list of token ids, and how many tokens were read."""
+    vectors: list[list[float]] = []
+    tokens = 0
+    for start in range(0, len(inputs), AT_ONCE):
+        body = {"input": inputs[start : start + AT_ONCE]}
+        said = await here.engines.request(target, PATH, body, embedding=True)
+        data = sorted(said["data"], key=lambda entry: entry["index"])
+        vectors += [entry["embedding"] for entry in data]
+        tokens += said["usage"]["prompt_tokens"]
+    return vectors, tokens
 
 
 def _body(

@@ -4,8 +4,6 @@ Examples to train on are read line by line while they come in; a file with a lin
 refused, and the error says which line and why. Documents are kept as they are.
 """
 
-from collections.abc import Iterator
-from itertools import dropwhile, islice
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, File, Form, Query, Request, UploadFile
@@ -16,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from nightschool import jobs, uploads
 from nightschool.errors import DataError, FileFormatError, NotFound
 from nightschool.server.database import Store, purge_soon
+from nightschool.server.pagination import Page, page_after
 from nightschool.server.problems import ApiError
 from nightschool.store import Database
 from nightschool.uploads import Upload
@@ -41,14 +40,8 @@ class FileObject(BaseModel):
     status_details: None = None
 
 
-class Files(BaseModel):
+class Files(Page[FileObject]):
     """A page of files."""
-
-    object: Literal["list"] = "list"
-    data: list[FileObject]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
 
 
 class Deleted(BaseModel):
@@ -112,18 +105,8 @@ def list_files(
 ) -> Files:
     """List files, newest first unless asked otherwise."""
     every = list(uploads.list_uploads(db, purpose))
-    rest: Iterator[Upload] = iter(every if order == "desc" else reversed(every))
-    if after:
-        rest = dropwhile(lambda upload: upload.id != after, rest)
-        next(rest, None)
-    page = list(islice(rest, limit + 1))
-    data = [shown(upload) for upload in page[:limit]]
-    return Files(
-        data=data,
-        first_id=data[0].id if data else None,
-        last_id=data[-1].id if data else None,
-        has_more=len(page) > limit,
-    )
+    page, has_more = page_after(after, every if order == "desc" else every[::-1], limit=limit)
+    return Files.of([shown(upload) for upload in page], has_more=has_more)
 
 
 @router.get("/{id}")

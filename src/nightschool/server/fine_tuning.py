@@ -10,7 +10,6 @@ import secrets
 import time
 from collections.abc import Mapping
 from datetime import datetime
-from itertools import dropwhile
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Query, Request
@@ -24,6 +23,7 @@ from nightschool.server import fine_tuning_shapes as shapes
 from nightschool.server.database import Store
 from nightschool.server.files import found
 from nightschool.server.models import Target, resolve
+from nightschool.server.pagination import page_after
 from nightschool.server.problems import ApiError
 from nightschool.server.state import Here, State
 from nightschool.store import Database, transaction
@@ -164,9 +164,8 @@ def list_jobs(db: Store, request: Request, *, after: str | None = None, limit: L
     """List jobs, newest first; `metadata[key]=value` lists those that carry it, `metadata=null` bare ones."""
     wanted = metadata_filter(request)
     every = [job for job in jobs.list_jobs(db, jobs.FINE_TUNING) if carries(job, wanted)]
-    if after:
-        every = list(dropwhile(lambda job: job.id != after, every))[1:]
-    return shapes.Jobs(data=[shown(db, job) for job in every[:limit]], has_more=len(every) > limit)
+    page, has_more = page_after(after, every, limit=limit)
+    return shapes.Jobs(data=[shown(db, job) for job in page], has_more=has_more)
 
 
 def metadata_filter(request: Request) -> dict[str, str] | None:
@@ -223,15 +222,8 @@ def list_checkpoints(
     """List the models that a job has left at the ends of its last epochs, newest first."""
     job = job_of(db, id)
     every = sorted(checkpoints_of(db, job), key=lambda checkpoint: -checkpoint.step_number)
-    if after:
-        every = list(dropwhile(lambda checkpoint: checkpoint.id != after, every))[1:]
-    data = every[:limit]
-    return shapes.Checkpoints(
-        data=data,
-        first_id=data[0].id if data else None,
-        last_id=data[-1].id if data else None,
-        has_more=len(every) > limit,
-    )
+    page, has_more = page_after(after, every, limit=limit)
+    return shapes.Checkpoints.of(page, has_more=has_more)
 
 
 def checkpoints_of(db: Database, job: jobs.Job) -> list[shapes.Checkpoint]:

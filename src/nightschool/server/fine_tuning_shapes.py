@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
+from nightschool.server.pagination import Page
+
 Auto = Literal["auto"]
 RANGES = {"n_epochs": (1, 1000), "batch_size": (1, 4096), "learning_rate_multiplier": (1e-3, 100)}
 Text = Annotated[str, Field(min_length=1, max_length=512)]
@@ -152,11 +154,5 @@ class Checkpoint(BaseModel):
     metrics: Metrics
 
 
-class Checkpoints(BaseModel):
+class Checkpoints(Page[Checkpoint]):
     """A page of checkpoints, newest first."""
-
-    object: Literal["list"] = "list"
-    data: list[Checkpoint]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool

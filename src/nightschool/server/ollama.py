@@ -24,6 +24,7 @@ from nightschool.hub import Base
 from nightschool.server import choices, citing, tools
 from nightschool.server.chat_shapes import ChatRequest
 from nightschool.server.choices import Order
+from nightschool.server.embeddings import vectors_of
 from nightschool.server.facts import facts
 from nightschool.server.models import Target, list_models, resolve
 from nightschool.server.ollama_shapes import (
@@ -44,8 +45,7 @@ from nightschool.server.state import Here, State
 OLLAMA_VERSION = "0.12.6"  # whose API this follows: clients ask before they use what is newer
 READ_ONLY = {"create", "copy", "delete", "pull", "push", "blobs"}
 KNOWN = {"version", "tags", "ps", "show", "chat", "generate", "embed", "embeddings"}
-COMPLETIONS, EMBEDDINGS = "/v1/completions", "/v1/embeddings"
-EMBEDDED_AT_ONCE = 64
+COMPLETIONS = "/v1/completions"
 MARKS = 2  # tokens that a model may put before and after a text; all others have at least a byte
 
 Json = dict[str, Any]
@@ -414,15 +414,7 @@ async def _vectors(
             await _cut(here, target, text, limit) if len(text.encode()) > limit - MARKS else text
             for text in texts
         ]
-    found: list[list[float]] = []
-    tokens = 0
-    for start in range(0, len(inputs), EMBEDDED_AT_ONCE):
-        body = {"input": inputs[start : start + EMBEDDED_AT_ONCE]}
-        said = await here.engines.request(target, EMBEDDINGS, body, embedding=True)
-        data = sorted(said["data"], key=lambda entry: entry["index"])
-        found += [entry["embedding"] for entry in data]
-        tokens += said["usage"]["prompt_tokens"]
-    return found, tokens
+    return await vectors_of(here, target, inputs)
 
 
 async def _cut(here: State, target: Target, text: str, limit: int) -> str | list[int]:

@@ -18,6 +18,7 @@ from nightschool import uploads, vector_stores
 from nightschool.index import RRF_K, Hit, Index
 from nightschool.library import short_label
 from nightschool.server.database import Store, purge_soon
+from nightschool.server.pagination import Page
 from nightschool.server.problems import ApiError
 from nightschool.server.state import Here
 from nightschool.store import Database, open_store
@@ -241,23 +242,15 @@ class ResultPage(BaseModel):
     next_page: None = None
 
 
-class StorePage(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[VectorStoreObject]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
+class StorePage(Page[VectorStoreObject]):
+    pass
 
 
-class FilePage(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[FileObject]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
+class FilePage(Page[FileObject]):
+    pass
 
 
-class Page(BaseModel):
+class PageWanted(BaseModel):
     """Which part of a list is wanted."""
 
     model_config = ConfigDict(extra="ignore")
@@ -267,13 +260,13 @@ class Page(BaseModel):
     before: Annotated[str, Field(max_length=100)] | None = None
 
 
-class FilesWanted(Page):
+class FilesWanted(PageWanted):
     """And in which state."""
 
     filter: Literal["in_progress", "completed", "failed", "cancelled"] | None = None
 
 
-def page_of(objects: Sequence[Any], page: Page) -> tuple[list[Any], bool]:
+def page_of(objects: Sequence[Any], page: PageWanted) -> tuple[list[Any], bool]:
     """The part of a list (in ascending order) that a page asks for, and whether there is more.
 
     Raises ApiError where `after` or `before` names nothing in the list.
@@ -289,11 +282,6 @@ def page_of(objects: Sequence[Any], page: Page) -> tuple[list[Any], bool]:
     if page.before is not None and page.after is None:  # those just before it
         return within[-page.limit :], len(within) > page.limit
     return within[: page.limit], len(within) > page.limit
-
-
-def ends(data: Sequence[Any]) -> dict[str, Any]:
-    """A page's first and last ids."""
-    return {"first_id": data[0].id if data else None, "last_id": data[-1].id if data else None}
 
 
 # Stores -------------------------------------------------------------------------------------------
@@ -326,10 +314,10 @@ def shown(store: VectorStore) -> VectorStoreObject:
 
 
 @router.get("")
-def list_stores(page: Annotated[Page, Query()], db: Store) -> StorePage:
+def list_stores(page: Annotated[PageWanted, Query()], db: Store) -> StorePage:
     """List the stores; what is remembered is one of them, `vs_memory`."""
     data, has_more = page_of([shown(store) for store in vector_stores.list_stores(db)], page)
-    return StorePage(data=data, has_more=has_more, **ends(data))
+    return StorePage.of(data, has_more=has_more)
 
 
 @router.get("/{id}")
@@ -417,7 +405,7 @@ def _files(files: Sequence[StoredFile], page: FilesWanted) -> FilePage:
     every = [shown_file(file) for file in files]
     wanted = [file for file in every if page.filter in (None, file.status)]
     data, has_more = page_of(wanted, page)
-    return FilePage(data=data, has_more=has_more, **ends(data))
+    return FilePage.of(data, has_more=has_more)
 
 
 @router.get("/{id}/files/{file_id}")

@@ -56,17 +56,22 @@ function base(found, here) {
     found.context ? `${number(found.context)} tokens of context` : null,
     found.architecture,
   ];
+  return item(
+    element("strong", {}, found.name),
+    found.is_default ? element("span", { class: "tag" }, "default") : null,
+    facts,
+    fits(found, here),
+  );
+}
+
+/** A line of a list: a name with its tag, its facts as far as there are any, and what stands below them. */
+function item(name, tag, facts, ...below) {
   return element(
     "li",
     { class: "grow" },
-    element(
-      "p",
-      { class: "name" },
-      element("strong", {}, found.name),
-      found.is_default ? element("span", { class: "tag" }, "default") : null,
-    ),
+    element("p", { class: "name" }, name, tag),
     element("p", { class: "hint" }, facts.filter(Boolean).join(" · ")),
-    fits(found, here),
+    below,
   );
 }
 
@@ -144,20 +149,14 @@ function adapter(found) {
       name,
     ),
   );
-  return element(
-    "li",
-    { class: "grow" },
+  return item(
+    element("a", { href: `#exams/${encodeURIComponent(found.name)}` }, element("strong", {}, found.name)),
     element(
-      "p",
-      { class: "name" },
-      element("a", { href: `#exams/${encodeURIComponent(found.name)}` }, element("strong", {}, found.name)),
-      element(
-        "span",
-        { class: found.promoted ? "tag good" : "tag warn" },
-        found.promoted ? "in use" : "a candidate",
-      ),
+      "span",
+      { class: found.promoted ? "tag good" : "tag warn" },
+      found.promoted ? "in use" : "a candidate",
     ),
-    element("p", { class: "hint" }, facts.filter(Boolean).join(" · ")),
+    facts,
     element(
       "div",
       { class: "row exports", role: "group", "aria-label": `Download ${found.name}` },
