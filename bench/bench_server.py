@@ -157,7 +157,8 @@ def served(options: argparse.Namespace) -> Iterator[tuple[psutil.Process, str]]:
 async def measure(process: psutil.Process, url: str, options: argparse.Namespace) -> dict[str, Any]:
     ours = Side("served", url, {}, {"model": NAME})
     result: dict[str, Any] = {"base": options.base, "cores": psutil.cpu_count(logical=False)}
-    async with httpx.AsyncClient(timeout=120, trust_env=False) as client:
+    limits = httpx.Limits(keepalive_expiry=2)  # llama.cpp ends idle connections after five
+    async with httpx.AsyncClient(timeout=120, trust_env=False, limits=limits) as client:
         await chat(client, ours, tokens=1)
         if "overhead" in options.part:
             with Engine(find_base(NAME).path, slots=4, threads=options.threads) as engine:

@@ -23,6 +23,10 @@ from nightschool.errors import EngineError
 CHILD = Path(__file__).with_name("_engine_child.py")
 START_LIMIT_S = 900  # a large model on a slow disk takes minutes
 LOG_TAIL_BYTES = 16_384
+# Rounds (some tens of microseconds) that a thread of llama.cpp spins for the others before it sleeps. OpenMP's
+# own 300,000 are a tenth faster on an idle machine at best, but where anything else wants a core, a second
+# engine, a training step, a browser, threads then spin for one that is not running (bench/RESULTS.md).
+SPINS = "4000"
 # Reading has no limit: an answer may take long, and an engine that dies closes the connection.
 TIMEOUT = httpx.Timeout(None, connect=10, write=60)
 # One connection fewer than llama.cpp has threads to hold them; idle ones end before llama.cpp ends them.
@@ -144,7 +148,7 @@ class _Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            env=os.environ | {"GGML_NO_BACKTRACE": "1"},
+            env={"GOMP_SPINCOUNT": SPINS} | os.environ | {"GGML_NO_BACKTRACE": "1"},
             start_new_session=True,  # Ctrl-C and a closing terminal are the parent's business
         )
 

@@ -19,6 +19,7 @@ from nightschool.server.state import State
 from nightschool.settings import ServeSettings
 
 GRACE_S = 5  # for requests that are no answers
+IDLE_S = 75  # longer than clients keep a connection, or one would end just as a request is sent over it
 
 Ready = Callable[[str], None]
 
@@ -42,6 +43,7 @@ def serve(settings: ServeSettings, ready: Ready) -> None:
             ws="none",
             server_header=False,
             timeout_graceful_shutdown=GRACE_S,
+            timeout_keep_alive=IDLE_S,
         )
         _Server(config, app.state.nightschool, lambda: ready(_url(listening))).run(sockets=[listening])
 
