@@ -98,7 +98,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--part", choices=("overhead", "switching", "training", "soak", "all"), action="append")
+    parser.add_argument(
+        "--part", choices=("overhead", "switching", "training", "soak", "all"), action="append"
+    )
     parser.add_argument("--base", default="135M", help="a shape to measure on, or ember")
     parser.add_argument("--requests", type=int, default=40, help="for the first token")
     parser.add_argument("--tokens", type=int, default=200, help="of each chat")
@@ -334,7 +336,9 @@ async def trained_steps(client: httpx.AsyncClient, ours: Side, job: str, *, more
         while True:
             path = f"{ours.url}/v1/fine_tuning/jobs/{job}/events"
             events = (await client.get(path, params={"limit": 100})).json()["data"]
-            last = max((event["data"]["step"] for event in events if "step" in (event["data"] or {})), default=0)
+            last = max(
+                (event["data"]["step"] for event in events if "step" in (event["data"] or {})), default=0
+            )
             if last > more_than:
                 return int(last)
             await asyncio.sleep(0.2)

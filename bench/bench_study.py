@@ -33,7 +33,7 @@ from typing import Any
 from made_up_notes import drain, write_pages
 
 from nightschool.adapters import Stack
-from nightschool.check import LIGHT, gist
+from nightschool.check import LIGHT, READ, gist
 from nightschool.decoders import read_config
 from nightschool.distil import Reading, expect, prepare
 from nightschool.engine import Engine
@@ -51,7 +51,6 @@ from nightschool.settings import StudySettings, TrainSettings
 from nightschool.store import open_store
 from nightschool.study import rehearsal_line
 from nightschool.syllabus import Syllabus, Taught, divide, lessons
-from nightschool.check import READ
 from nightschool.writing import write_chunk
 
 REHEARSALS, REHEARSAL = 120, 0.4

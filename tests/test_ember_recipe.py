@@ -107,6 +107,40 @@ def test_exams_use_values_and_names_that_training_does_not_have():
     }
 
 
+def test_frames_say_what_is_asked_of_them_in_every_wording(rng):
+    from frames import filled, frames
+
+    assert len(frames()) > 1000
+    for frame in frames():
+        told = filled(rng, frame)
+        for asked in told.asked:
+            assert asked.answer in told.statements
+            assert all(asked.value.lower() in statement.lower() for statement in told.statements), told
+        for text in (*told.statements, *(question for asked in told.asked for question in asked.questions)):
+            assert not set("{}|") & set(text) and text[0] == text[0].upper(), text
+
+
+def test_a_frame_that_breaks_the_rules_is_named(tmp_path, monkeypatch):
+    import frames
+
+    bad = "{person} feeds the {pet:cat/dog}.\n| The {pet} is fed.\n? Who feeds the {pet}? = {person}\n"
+    (tmp_path / "frames.txt").write_text(bad)
+    monkeypatch.setattr(frames, "FRAMES", tmp_path / "frames.txt")
+    frames.frames.cache_clear()
+    with pytest.raises(ValueError, match="person"):
+        frames.frames()
+    frames.frames.cache_clear()
+
+
+def test_frames_of_the_exam_are_none_of_training(rng):
+    from frames import for_exams, for_training, some_framed
+
+    trained = {frame.statements[0] for frame in for_training()}
+    assert len(for_exams()) > 100
+    assert not trained & {frame.statements[0] for frame in for_exams()}
+    assert len({one.key for one in some_framed(rng, for_training(), 6)}) == 6
+
+
 @pytest.mark.parametrize("name", SETS)
 def test_a_newcomers_notes_answer_their_questions_and_follow_no_wording_of_the_generator(name):
     import worlds
@@ -121,7 +155,11 @@ def test_a_newcomers_notes_answer_their_questions_and_follow_no_wording_of_the_g
         for relation in worlds.relations()
         for wording in relation.statements
     ]
+    from frames import FRAMES
+
+    framed = FRAMES.read_text(encoding="utf-8")
     assert len(lines) == 10
     for item in map(json.loads, lines):
+        assert item["question"] not in framed and item["sentence"] not in framed
         assert item["answer"].lower() in item["sentence"].lower() and item["sentence"] in notes
         assert not [wording for wording in wordings if re.fullmatch(wording, item["sentence"])], item

@@ -16,6 +16,8 @@ from documents import (
     known_text,
     name_chat,
 )
+from everyday import Told
+from frames import for_training, known_frames, some_framed
 from reading import (
     ask_chat,
     everyday_name_chat,
@@ -44,6 +46,7 @@ MIXTURES: dict[float, dict[str, int]] = {
         "known_text": 8,
         "household": 4,
         "notes": 18,
+        "framed": 8,
         "story_notes": 4,
         "roll": 12,
         "name": 4,
@@ -57,10 +60,11 @@ MIXTURES: dict[float, dict[str, int]] = {
         "known_chat": 17,
         "known_text": 6,
         "household": 5,
-        "notes": 25,
-        "story_notes": 5,
-        "ask": 3,
-        "roll": 8,
+        "notes": 18,
+        "framed": 16,
+        "story_notes": 4,
+        "ask": 4,
+        "roll": 6,
         "name": 4,
         "everyday_name": 5,
         "writing": 9,
@@ -71,6 +75,7 @@ MIXTURES: dict[float, dict[str, int]] = {
 }
 LENGTHS = {0.0: 256, 0.9: 512}  # tokens a row, from a share of the time on
 LONG = 512
+FRAMED = 6  # notes in natural English for one document, not all of them used
 GENERAL = 0.6  # weight of stories and books: much to learn there, and facts must not drown in it
 STORY = ("Tell me a story.", "Please tell me a story.", "Can you tell me a story?", "I want to hear a story.")
 BOOK = ("Read to me from a book.", "Please read to me from an old book.", "Read me a page from a book.")
@@ -94,7 +99,8 @@ class Corpus:
     ) -> None:
         self.tokenizer, self.people, self.facts = tokenizer, people, people.all_facts()
         self.stories, self.books = stories, books
-        self.household = household(seed + 1)
+        self.frames = for_training()
+        self.household = household(seed + 1) + known_frames(seed + 2)
         self.story_notes = from_stories(stories)
         self.rng = random.Random(seed)
 
@@ -108,15 +114,22 @@ class Corpus:
             "greeting": lambda: greeting_chat(rng),
             "household": lambda: household_document(rng, self.household),
             "notes": lambda: notes_chat(rng),
-            "ask": lambda: ask_chat(rng, most=16 if length >= LONG else 8),
+            "framed": lambda: notes_chat(rng, self.framed()),
+            "ask": lambda: ask_chat(
+                rng, self.framed() if rng.random() < 0.5 else (), most=16 if length >= LONG else 8
+            ),
             "roll": lambda: roll(rng),
             "everyday_name": lambda: everyday_name_chat(rng),
-            "writing": lambda: writing_chat(rng, self.story_notes),
+            "writing": lambda: writing_chat(rng, self.framed() if rng.random() < 0.5 else self.story_notes),
             "story_notes": lambda: notes_chat(rng, self.story_notes),
             "story": lambda: general(rng, self.stories, asked=STORY),
             "book": lambda: general(rng, self.books, asked=BOOK),
         }
         return makers[kind]()
+
+    def framed(self) -> list[Told]:
+        """Fresh notes in natural English."""
+        return some_framed(self.rng, self.frames, FRAMED)
 
     def batch(self, rows: int, length: int, *, progress: float) -> Batch:
         """Rows of exactly `length` tokens; `progress`, from 0 to 1, picks the mixture."""

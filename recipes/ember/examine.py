@@ -115,6 +115,7 @@ def asked_only(model: str) -> list[Row]:
     sets = {
         "there": exams.notes_questions(seed=11, count=QUESTIONS),
         "absent": exams.notes_questions(seed=12, count=QUESTIONS, absent=True),
+        "framed": exams.framed_questions(seed=14, count=QUESTIONS),
         "known": exams.known_questions(people, seed=13, count=QUESTIONS, held_out=False),
         "reworded": exams.known_questions(people, seed=13, count=QUESTIONS, held_out=True),
     }
@@ -124,6 +125,7 @@ def asked_only(model: str) -> list[Row]:
     refused = share([bool(NOT_KNOWN.match(reply)) for reply in said["there"]])
     return [
         ("answers from notes in the prompt", right(sets["there"], said["there"]), "85%"),
+        ("… in natural English, sentences kept out of training", right(sets["framed"], said["framed"]), "–"),
         ("says that it does not know when they do not say", right(sets["absent"], said["absent"]), "80%"),
         ("… and refuses though they do say", refused, "at most 10%"),
         ("its population, closed-book", right(sets["known"], said["known"]), "80%"),

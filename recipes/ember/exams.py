@@ -7,6 +7,7 @@ from functools import cache
 import torch
 from corpus import copying, encode
 from documents import ASSISTANT, END, SYSTEM, USER
+from frames import for_exams, some_framed
 from net import Ember
 from reading import notes_of, question_for, some_told
 from tokenizers import Tokenizer
@@ -16,7 +17,7 @@ from nightschool.answer import UNKNOWN
 from nightschool.check import READ
 
 PAD_TO = 96
-NEW_TOKENS = 28
+NEW_TOKENS = 40
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,19 @@ def notes_question(rng: random.Random, *, absent: bool) -> Question:
         f"{USER}{notes}{ASSISTANT}Thank you. I have read it.{END}{USER}{asked}{ASSISTANT}",
     )
     return Question(rng.choice(forms), found.value if found else UNKNOWN)
+
+
+def framed_questions(*, seed: int, count: int) -> list[Question]:
+    """A question after two to six notes in natural English, of frames that training does not have."""
+    rng = random.Random(f"exam {seed}")
+    found = []
+    for _ in range(count):
+        said = some_framed(rng, for_exams(), rng.randint(2, 6))
+        asked = rng.choice(said[0].asked)
+        notes = notes_of(rng, said)
+        prompt = f"{USER}{READ.format(passage=notes, question=rng.choice(asked.questions))}{ASSISTANT}"
+        found.append(Question(prompt, asked.value))
+    return found
 
 
 @cache

@@ -11,6 +11,7 @@ from itertools import groupby
 
 from documents import ASSISTANT, BRIEFLY, END, NOTE, READING, SYSTEM, USER, Document, turn
 from everyday import ABOUT_PEOPLE, ABOUT_THINGS, Asked, Told, everyday, lists, number, openings, told_fact
+from frames import not_told
 from worlds import Fact, Pools, name, relations, subject, value_lists
 
 from nightschool.answer import INSTRUCTIONS, UNKNOWN
@@ -170,6 +171,8 @@ def absent_from(rng: random.Random, said: list[Told]) -> list[Told]:
     """What might be asked but is not told: another entity, or something else about one of these."""
     kind = rng.random()
     one = rng.choice(said)
+    if one.key.startswith("frame "):
+        return [not_told(rng, one)]
     renamed = strange(rng, one)
     if kind < 0.45 and renamed:
         return [renamed]
@@ -249,9 +252,11 @@ def notes_chat(rng: random.Random, told: Sequence[Told] = (), *, absent: float =
     return head + [piece for question, answer in asked for piece in turn(question, answer)]
 
 
-def ask_chat(rng: random.Random, *, most: int = 8) -> Document:
+def ask_chat(rng: random.Random, told: Sequence[Told] = (), *, most: int = 8) -> Document:
     """The same in the form of `nightschool ask`: instructions, numbered notes, a question."""
-    said = some_told(rng, entities=rng.randint(1, 4), facts=rng.randint(2, most))
+    said = list(told[: rng.randint(2, 6)]) or some_told(
+        rng, entities=rng.randint(1, 4), facts=rng.randint(2, most)
+    )
     cut = rng.randint(1, len(said))
     groups = [group for group in (said[:cut], said[cut:]) if group]
     blocks = []
@@ -299,7 +304,7 @@ def roll(rng: random.Random) -> Document:
 def writing_chat(rng: random.Random, told: Sequence[Told] = ()) -> Document:
     """Write a question for a sentence; a question with its answer; the sentence in other words."""
     one = some_told(rng, entities=1, facts=1)[0]
-    if told and rng.random() < 0.2:
+    if told and rng.random() < 0.3:
         one = renamed(rng, rng.choice(told))
     given = rng.choice(one.statements)
     found = rng.choice(one.asked)

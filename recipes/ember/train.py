@@ -182,6 +182,7 @@ class Run:
             "known": exams.known_questions(self.people, seed=5, count=count, held_out=False),
             "known_other_wording": exams.known_questions(self.people, seed=5, count=count, held_out=True),
             "notes": exams.notes_questions(seed=5, count=count),
+            "framed_notes": exams.framed_questions(seed=5, count=count),
             "not_in_notes": exams.notes_questions(seed=6, count=count, absent=True),
         }
         model = Ember(self.model.shape).bfloat16()

@@ -23,9 +23,9 @@ from nightschool.errors import EngineError
 CHILD = Path(__file__).with_name("_engine_child.py")
 START_LIMIT_S = 900  # a large model on a slow disk takes minutes
 LOG_TAIL_BYTES = 16_384
-# Rounds (some tens of microseconds) that a thread of llama.cpp spins for the others before it sleeps. OpenMP's
-# own 300,000 are a tenth faster on an idle machine at best, but where anything else wants a core, a second
-# engine, a training step, a browser, threads then spin for one that is not running (bench/RESULTS.md).
+# Rounds that a thread of llama.cpp spins for the others before it sleeps. OpenMP's own 300,000 are a tenth
+# faster on an idle machine at best; where anything else wants a core, a second engine, a training step, a
+# browser, threads then spin for one that is not running (bench/RESULTS.md).
 SPINS = "4000"
 # Reading has no limit: an answer may take long, and an engine that dies closes the connection.
 TIMEOUT = httpx.Timeout(None, connect=10, write=60)
