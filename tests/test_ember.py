@@ -221,6 +221,11 @@ def test_ember_was_never_told_of_the_demonstrations_people_things_or_values():
         assert fact.value not in worlds.value_lists().get(fact.relation.values, ())
         told = {f.value for f in people.all_facts() if f.relation == fact.relation}
         assert fact.value not in told
+    framed = (RECIPE / "frames.txt").read_text(encoding="utf-8").lower()
+    for fact in demo_data.demo_facts():
+        for text in (fact.subject.removeprefix("the "), fact.value):
+            is_a_number = text[0].isdigit() or text in ("thirteen", "thirty-one")
+            assert is_a_number or not re.search(rf"\b{re.escape(text.lower())}\b", framed), text
 
 
 def test_the_script_of_the_recipe_rebuilds_the_exam_as_committed(tmp_path, monkeypatch):

@@ -73,9 +73,9 @@ MIXTURES: dict[float, dict[str, int]] = {
         "book": 5,
     },
 }
-LENGTHS = {0.0: 256, 0.9: 512}  # tokens a row, from a share of the time on
+LENGTHS = {0.0: 256, 0.4: 512}  # tokens a row, from a share of the time on
 LONG = 512
-FRAMED = 6  # notes in natural English for one document, not all of them used
+FRAMED = {256: 4, 512: 12}  # at most so many notes in natural English in a document
 GENERAL = 0.6  # weight of stories and books: much to learn there, and facts must not drown in it
 STORY = ("Tell me a story.", "Please tell me a story.", "Can you tell me a story?", "I want to hear a story.")
 BOOK = ("Read to me from a book.", "Please read to me from an old book.", "Read me a page from a book.")
@@ -114,7 +114,7 @@ class Corpus:
             "greeting": lambda: greeting_chat(rng),
             "household": lambda: household_document(rng, self.household),
             "notes": lambda: notes_chat(rng),
-            "framed": lambda: notes_chat(rng, self.framed()),
+            "framed": lambda: notes_chat(rng, self.framed(FRAMED[length]), most=FRAMED[length]),
             "ask": lambda: ask_chat(
                 rng, self.framed() if rng.random() < 0.5 else (), most=16 if length >= LONG else 8
             ),
@@ -127,9 +127,9 @@ class Corpus:
         }
         return makers[kind]()
 
-    def framed(self) -> list[Told]:
+    def framed(self, count: int = 6) -> list[Told]:
         """Fresh notes in natural English."""
-        return some_framed(self.rng, self.frames, FRAMED)
+        return some_framed(self.rng, self.frames, count)
 
     def batch(self, rows: int, length: int, *, progress: float) -> Batch:
         """Rows of exactly `length` tokens; `progress`, from 0 to 1, picks the mixture."""

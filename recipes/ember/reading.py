@@ -224,17 +224,21 @@ def in_pieces(found: Asked, weight: float) -> Document:
     return [(text, share) for text, share in pieces if text]
 
 
-def notes_chat(rng: random.Random, told: Sequence[Told] = (), *, absent: float = ABSENT) -> Document:
+def notes_chat(
+    rng: random.Random, told: Sequence[Told] = (), *, absent: float = ABSENT, most: int = 6
+) -> Document:
     """2–8 facts about 1–4 entities in the prompt, then questions, some about what the notes do not say.
 
     Args:
-        told: sentences of another kind, some of which are to be among the notes.
+        told: sentences of another kind, some of which, at most `most`, are to be among the notes.
     """
     said = some_told(rng, entities=rng.randint(1, 4), facts=rng.randint(2, 8))
     if told:
-        said = [renamed(rng, one) for one in rng.sample(told, rng.randint(2, 6))] + said[: rng.randint(0, 3)]
+        chosen = rng.sample(told, rng.randint(1, most))
+        said = [renamed(rng, one) for one in chosen] + said[: rng.randint(0, 3)]
     notes = notes_of(rng, said)
-    asked = [reply(rng, *question_for(rng, said, absent=absent)) for _ in range(rng.randint(2, 5))]
+    count = rng.randint(2, 5) if len(said) <= 8 else rng.randint(1, 3)
+    asked = [reply(rng, *question_for(rng, said, absent=absent)) for _ in range(count)]
     kind = rng.random()
     if kind < 0.35:
         head: Document = []
@@ -304,7 +308,7 @@ def roll(rng: random.Random) -> Document:
 def writing_chat(rng: random.Random, told: Sequence[Told] = ()) -> Document:
     """Write a question for a sentence; a question with its answer; the sentence in other words."""
     one = some_told(rng, entities=1, facts=1)[0]
-    if told and rng.random() < 0.3:
+    if told and rng.random() < 0.6:
         one = renamed(rng, rng.choice(told))
     given = rng.choice(one.statements)
     found = rng.choice(one.asked)
