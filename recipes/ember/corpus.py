@@ -76,6 +76,7 @@ MIXTURES: dict[float, dict[str, int]] = {
 LENGTHS = {0.0: 256, 0.4: 512}  # tokens a row, from a share of the time on
 LONG = 512
 FRAMED = {256: 4, 512: 12}  # at most so many notes in natural English in a document
+FRAMED_ABSENT = 0.15  # of the questions about them ask for what they do not say: it is the easy way out
 GENERAL = 0.6  # weight of stories and books: much to learn there, and facts must not drown in it
 STORY = ("Tell me a story.", "Please tell me a story.", "Can you tell me a story?", "I want to hear a story.")
 BOOK = ("Read to me from a book.", "Please read to me from an old book.", "Read me a page from a book.")
@@ -114,7 +115,9 @@ class Corpus:
             "greeting": lambda: greeting_chat(rng),
             "household": lambda: household_document(rng, self.household),
             "notes": lambda: notes_chat(rng),
-            "framed": lambda: notes_chat(rng, self.framed(FRAMED[length]), most=FRAMED[length]),
+            "framed": lambda: notes_chat(
+                rng, self.framed(FRAMED[length]), most=FRAMED[length], absent=FRAMED_ABSENT
+            ),
             "ask": lambda: ask_chat(
                 rng, self.framed() if rng.random() < 0.5 else (), most=16 if length >= LONG else 8
             ),

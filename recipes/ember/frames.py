@@ -17,7 +17,7 @@ from worlds import name, value_lists
 FRAMES = Path(__file__).resolve().parent / "frames.txt"
 SLOT = re.compile(r"\{(\w+)(?::([^{}]*))?\}")
 EXAMINED = 12  # every so many frames one is kept out of training
-ODD = 0.35  # of the notes to be read have a choice of some other frame: nothing can be guessed
+ODD = 0.25  # of the notes to be read have a choice of some other frame: nothing can be guessed
 
 
 @dataclass(frozen=True)
