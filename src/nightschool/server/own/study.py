@@ -1,6 +1,7 @@
 """Studies: what one would do now, and putting one into the queue.
 
-The spec of a job of kind "study" or "rebuild" is study.StudyOrder's fields and `restart`.
+The spec of a job of kind "study" or "rebuild" is study.StudyOrder's fields, `restart`, and `until`: the moment by
+which it is to be done, in seconds since 1970.
 """
 
 import json
@@ -143,11 +144,10 @@ def study(order: shapes.StudyOrder, here: Here, db: Store) -> shapes.Job:
     known = list_sources(db)
     if not known:
         raise NightschoolError("There is nothing to study yet: remember some notes first.")
-    now = datetime.now()
-    minutes = minutes_until(order.until, now) if order.until else order.minutes
     spec = {
         "sources": [] if order.sources is None else named(order.sources, known),
-        "settings": {} if minutes is None else {"minutes": minutes},
+        "settings": {} if order.minutes is None else {"minutes": order.minutes},
+        "until": when(order.until, datetime.now()).timestamp() if order.until else None,
         "restart": order.restart,
     }
     (job,) = queue_again(db, here, [Wanted(order.name, base.name, spec)])
@@ -167,11 +167,11 @@ def named(wanted: Sequence[int | str], known: Sequence[Source]) -> list[str]:
     return found
 
 
-def minutes_until(text: str, now: datetime) -> float:
-    """Minutes until the clock next shows HH:MM."""
+def when(text: str, now: datetime) -> datetime:
+    """When the clock next shows HH:MM."""
     hour, minute = (int(part) for part in text.split(":"))
     then = now.replace(hour=hour, minute=minute, second=0, microsecond=0)
-    return round(((then if then > now else then + timedelta(days=1)) - now).total_seconds() / 60, 1)
+    return then if then > now else then + timedelta(days=1)
 
 
 def queue_again(db: Database, here: State, wanted: Sequence[Wanted]) -> list[jobs.Job]:
