@@ -42,6 +42,16 @@ from nightschool.gguf import open_gguf
 from nightschool.hub import base_hash, find_base
 from nightschool.index import Index
 from nightschool.lessonbook import Lessonbook, Source, clear_files, files_of
+from nightschool.pace import (
+    BATCH_TOKENS,
+    MIN_TRAINING_S,
+    PREPARING_SHARE,
+    STOPPING_SHARE,
+    TRAINING_SHARE,
+    WRITING_SHARE,
+    epochs_in,
+    wanted_epochs,
+)
 from nightschool.parallel import side_by_side
 from nightschool.paths import package_data, write_text
 from nightschool.precision import load_model
@@ -57,13 +67,6 @@ from nightschool.writing import write_chunk
 
 STAGES = ("write", "divide", "rehearse", "distil", "train", "examine", "promote", "done")
 DEFAULT_NAME = "notes"
-WRITING_SHARE = 0.5  # of the time, at most
-PREPARING_SHARE = 0.2  # of what is left then, for rehearsing, and again for distilling
-TRAINING_SHARE = 0.8  # of what is left then, as planned
-STOPPING_SHARE = 0.9  # and at most; the rest is for the exam
-MIN_TRAINING_S = 10.0  # however late it is: an adapter that learned nothing is of no use
-MIN_EPOCHS, MAX_EPOCHS = 0.1, 10.0
-BATCH_TOKENS = 1024  # in a step: many small steps teach facts better than few large ones
 MEASURE_EPOCHS = 0.5
 CHARACTERS_A_TOKEN = 6.5  # of a line of lessons, the JSON around it included, about
 TOKENS_A_REHEARSAL = 100  # what one text of the base gives, about
@@ -296,7 +299,8 @@ class Night:
             f"{self.figures['facts']:,} facts; {len(questions)} questions in the exam"
         )
         speed = self.speed()
-        everything = self.training_tokens() * self.wanted_epochs()
+        tokens = self.training_tokens()
+        everything = tokens * wanted_epochs(self.settings, tokens)
         goes_on = bool(syllabus.earlier) and everything > self.left_s * TRAINING_SHARE * speed
         self.note(goes_on=goes_on)
         self.note(lesson_tokens=round(self.training_tokens()), planned_tokens_per_s=round(speed, 1))
@@ -339,11 +343,6 @@ class Night:
             / (1 - self.settings.rehearsal)
         )
 
-    def wanted_epochs(self) -> float:
-        """How often each lesson is to be seen: as often as asked, and more often where there are few."""
-        many = self.settings.steps * BATCH_TOKENS / self.training_tokens()
-        return max(self.settings.epochs, min(many, MAX_EPOCHS))
-
     def speed(self) -> float:
         """Tokens trained a second, as in the last study on this base; measured before there is one."""
         known = get_note(self.db, self.speed_key)
@@ -382,6 +381,7 @@ class Night:
             for each in self.lessons()
         ]
         over_s = time.monotonic() + max(self.left_s * PREPARING_SHARE, MIN_TRAINING_S)
+        began_work = self.now()
         file = open_gguf(find_base(self.order.base).path)
         with self.engine() as engine:
             limit = min(self.order.train.max_tokens or DEFAULT_MAX_TOKENS, read_config(file).context)
@@ -397,6 +397,7 @@ class Night:
                 if time.monotonic() > over_s:
                     yield Notice("Time is short: the teacher has read a part of the lessons only.")
                     break
+        self.note(reading_s=round(self.figures.get("reading_s", 0.0) + self.now() - began_work, 1))
 
     @property
     def expected(self) -> Path:
@@ -409,9 +410,10 @@ class Night:
         now = time.monotonic()
         deadline = Deadline(now + left_s * TRAINING_SHARE, now + left_s * STOPPING_SHARE)
         if "epochs" not in self.figures:  # decided once: a resumed run must be the same one
-            epochs = left_s * TRAINING_SHARE * self.speed() / self.training_tokens()
-            wanted = self.wanted_epochs()
-            self.note(epochs=round(max(MIN_EPOCHS, min(wanted, epochs)), 2))
+            tokens = self.training_tokens()
+            wanted = wanted_epochs(self.settings, tokens)
+            epochs = epochs_in(left_s, self.settings, tokens, tokens_per_s=self.speed())
+            self.note(epochs=round(epochs, 2))
             if epochs < wanted:
                 yield Notice(f"The time allows {self.figures['epochs']:.1f} of {wanted:.1f} epochs.")
         if exists(self.candidate) and find_adapter(self.candidate).card.get("run") == self.figures.get("run"):
