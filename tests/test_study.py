@@ -17,7 +17,7 @@ from tiny import write_tiny
 from nightschool.adapters import find_adapter, list_adapters
 from nightschool.cli import main
 from nightschool.errors import NightschoolError, NotFound
-from nightschool.events import Notice, TrainStep
+from nightschool.events import Notice, Progress, TrainStep
 from nightschool.forget import all_due, forget
 from nightschool.hub import base_hash, find_base
 from nightschool.lessonbook import Lessonbook, files_of
@@ -104,8 +104,8 @@ def order(base, **changes):
 
 
 def test_a_study_that_is_killed_in_every_stage_goes_on_and_ends_well(base, db, home):
-    places = ("write", 2), ("write", 3), ("divide", 1), ("rehearse", 1), ("distil", 4), ("train", 4)
-    for stage, count in (*places, ("examine", 3)):
+    places = ("write", 2), ("write", 3), ("divide", 2), ("rehearse", 2), ("distil", 5), ("train", 5)
+    for stage, count in (*places, ("examine", 4)):
         arguments = [
             sys.executable,
             "-W",
@@ -132,6 +132,20 @@ def test_a_study_that_is_killed_in_every_stage_goes_on_and_ends_well(base, db, h
     assert db.execute(twice).fetchone() is None
     learned = {row["adapter"] for row in db.execute("select adapter from learned")}
     assert learned == {"notes"}
+
+
+def test_dividing_the_lessons_is_told_before_it_is_done(base, db):
+    told = []
+    for event in study(db, order(base)):
+        stage = db.execute("select stage, figures from studies").fetchone()
+        if stage["stage"] == "divide":
+            told.append((event, "lessons_kept" in json.loads(stage["figures"])))
+        if stage["stage"] == "train":
+            break
+    assert isinstance(told[0][0], Progress)
+    assert (told[0][0].task, told[0][0].done, told[0][1]) == ("dividing the lessons", 0, False)
+    assert told[0][0].total > 40
+    assert told[-1][1]
 
 
 def test_a_kill_at_any_moment_of_the_promotion_is_mended(base, db, home, tmp_path):
@@ -268,7 +282,7 @@ def test_forgetting_in_the_middle_of_a_study_leaves_no_trace_of_it(base, db, hom
 
 
 def test_a_study_that_was_killed_leaves_nothing_of_what_is_forgotten_afterwards(base, db, home):
-    arguments = [sys.executable, "-W", "ignore", "-c", KILLED, base, "train", "9", repr(QUICK | EASY)]
+    arguments = [sys.executable, "-W", "ignore", "-c", KILLED, base, "train", "10", repr(QUICK | EASY)]
     killed = subprocess.run(arguments, env=os.environ, capture_output=True, text=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert list((home / "runs").glob("*/lessons.npz"))

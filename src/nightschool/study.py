@@ -21,6 +21,7 @@ model's own answers with the text in view are its best lessons (prompt distillat
 
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
@@ -203,6 +204,7 @@ class Night:
         )
         self.figures = state.figures
         self._stage = state.stage
+        self._syllabus: Syllabus | None = None
         self.began_s = time.monotonic()
         self.before_s = float(self.figures.get("seconds", 0.0))
         self.sources: list[Source] = book.sources_by_id(state.plan["sources"])
@@ -217,6 +219,7 @@ class Night:
     @stage.setter
     def stage(self, stage: str) -> None:
         self._stage = stage
+        self._syllabus = None  # a source may be forgotten meanwhile
         self.note()
 
     def note(self, **figures: Any) -> None:
@@ -282,6 +285,7 @@ class Night:
 
     def divide(self) -> Generator[Event, None, None]:
         """Lessons, exam and development questions; counted. And whether there is time to teach them all."""
+        yield from self.dividing()
         syllabus = self.syllabus()
         questions = self.questions()
         self.note(
@@ -311,14 +315,21 @@ class Night:
             )
 
     def syllabus(self) -> Syllabus:
-        """The division of the kept items; the same items and seed divide the same way."""
+        """The division of the kept items; made once a stage."""
+        if self._syllabus is None:
+            deque(self.dividing(), maxlen=0)
+        assert self._syllabus is not None
+        return self._syllabus
+
+    def dividing(self) -> Generator[Event, None, None]:
+        """Divide the kept items; the same items and seed divide the same way. Many take their time."""
         settings, reserved = self.settings, frozenset[str]()
         if self.order.exam:
             settings = replace(settings, exam=0)
             reserved = frozenset(gist(question.question) for question in load_exam(self.order.exam))
         by_id = {source.id: source for source in self.sources}
         items = [self.book.items([by_id[id] for id in generation]) for generation in self.generations]
-        return divide_in_turn(items, settings, reserved=reserved)
+        self._syllabus = yield from divide_in_turn(items, settings, reserved=reserved)
 
     def questions(self) -> list[Question]:
         """The exam: the person's own, or the questions that were set aside."""
@@ -353,6 +364,7 @@ class Night:
 
     def rehearse(self) -> Generator[Event, None, None]:
         """Enough of the base's own words for their share of the lessons; those of earlier studies count."""
+        yield from self.dividing()
         share = self.settings.rehearsal
         wanted = round(self.training_tokens() * share / TOKENS_A_REHEARSAL) + 1 if share else 0
         missing = self.book.missing_rehearsals(wanted)
@@ -376,6 +388,7 @@ class Night:
         """What the base expects when it reads, for as many lessons as there is time for."""
         if not self.settings.distil:
             return
+        yield from self.dividing()
         readings = [
             Reading(each.question, each.answer, READ.format(passage=each.passage, question=each.question))
             for each in self.lessons()
@@ -406,6 +419,7 @@ class Night:
 
     def train(self) -> Generator[Event, None, None]:
         """A run on the lessons; done already where the candidate is the run's."""
+        yield from self.dividing()
         left_s = max(self.left_s, MIN_TRAINING_S)
         now = time.monotonic()
         deadline = Deadline(now + left_s * TRAINING_SHARE, now + left_s * STOPPING_SHARE)
@@ -473,6 +487,7 @@ class Night:
 
     def examine(self) -> Generator[Event, None, None]:
         """Before and after, on the questions that were set aside."""
+        yield from self.dividing()
         found: Examined = yield from examine_study(
             Stack(self.order.base, ((self.candidate, 1.0),)),
             self.questions(),
