@@ -1,12 +1,17 @@
 """Uploaded files: through the real OpenAI client, and what must not get in."""
 
 import io
+import os
+import signal
+import subprocess
+import sys
 import time
 from contextlib import closing
 
 import httpx
 import openai
 import pytest
+from serving import serving
 
 from nightschool import datasets, jobs, uploads
 from nightschool.store import open_store
@@ -64,6 +69,61 @@ def test_examples_that_cannot_be_used_are_refused_by_line_and_not_kept(client, h
     assert refused.value.body["type"] == "invalid_request_error"
     assert not list(client.files.list())
     assert not bytes_kept(home)
+
+
+KILLED = """
+import io, os, signal, sys
+from nightschool import uploads
+from nightschool.store import open_store
+moment, db = sys.argv[1], open_store()
+
+class Source(io.BytesIO):  # dies while it is read
+    def read(self, size=-1):
+        piece = super().read(size)
+        if moment == "copying" and not piece:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return piece
+
+def watch(statement):
+    if moment == "renamed" and statement == "commit":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+db.set_trace_callback(watch)
+uploads.save(db, Source(b"my notes"), filename="note.md", purpose="user_data")
+"""
+
+
+@pytest.mark.parametrize("moment", ["copying", "renamed"])
+def test_what_a_killed_upload_leaves_is_swept_when_a_server_starts(home, moment):
+    with closing(open_store()) as db:
+        kept = uploads.save(db, io.BytesIO(b"kept"), filename="kept.md", purpose="user_data")
+        code = [sys.executable, "-c", KILLED, moment]
+        assert subprocess.run(code, check=False).returncode == -signal.SIGKILL
+        assert len(bytes_kept(home)) == 2
+        (home / "files" / "mine.md").touch()  # nothing of ours
+        with serving():
+            assert [path.name for path in bytes_kept(home)] == [kept.path.name, "mine.md"]
+        assert [each.id for each in uploads.list_uploads(db)] == [kept.id]
+
+
+def test_an_upload_under_way_is_not_swept(home):
+    class Slow(io.BytesIO):
+        def read(self, size=-1):
+            if piece := super().read(size):
+                with closing(open_store()) as other:
+                    (draft,) = bytes_kept(home)
+                    assert uploads.sweep(other) == 0
+                    assert draft.exists()
+            return piece
+
+    with closing(open_store()) as db:
+        made = uploads.save(db, Slow(b"text"), filename="note.md", purpose="user_data")
+        assert made.path.read_bytes() == b"text"
+        draft = made.path.with_name(f".{made.path.name}.{os.getpid()}.draft")
+        draft.touch()
+        os.utime(draft, (1, 1))  # of an earlier process that had our number
+        assert uploads.sweep(db) == 1
+        assert bytes_kept(home) == [made.path]
 
 
 def test_too_much_is_refused(client, home, monkeypatch):

@@ -203,6 +203,13 @@ def check_checkpoints(client, job):
     assert earlier == f"{job.fine_tuned_model}:ckpt-step-{checkpoints[1].step_number}"
     asked = [{"role": "user", "content": "What is 5 and 5?"}]
     assert client.chat.completions.create(model=earlier, messages=asked, max_tokens=4).choices
+    assert client.models.retrieve(earlier).id == earlier
+    names = [model.id for model in client.models.list()]
+    assert job.fine_tuned_model in names
+    shelf = client.get("/nightschool/adapters", cast_to=object)["adapters"]
+    counted = client.get("/nightschool/status", cast_to=object)["adapters"]
+    assert not [name for name in (*names, *(each["name"] for each in shelf)) if "step-" in name]
+    assert len(shelf) == counted == len(names) - 1  # beside ember
 
 
 def check_lists(client, older, newer):

@@ -2,6 +2,7 @@
 
 import time
 from contextlib import closing, contextmanager
+from dataclasses import replace
 
 import pytest
 from test_study import EASY, NOTES, QUICK
@@ -11,8 +12,10 @@ from nightschool import jobs
 from nightschool.adapters import list_adapters
 from nightschool.errors import JobState, NotFound
 from nightschool.library import remember_text
+from nightschool.settings import StudySettings
 from nightschool.store import open_store, transaction
 from nightschool.supervisor import Supervisor
+from nightschool.worker import MIN_MINUTES, left_of, study_notes
 
 STAGES = ("write", "divide", "rehearse", "expect", "train", "examine", "promote")
 
@@ -90,6 +93,20 @@ def test_a_cancelled_study_leaves_nothing_but_the_lessons_that_were_written(db, 
     assert not [path for folder in ("runs", "study") for path in (home / folder).iterdir()]
     assert db.execute("select count(*) from studies where stage != 'done'").fetchone()[0] == 0
     assert db.execute("select count(*) from lessons").fetchone()[0] > 0
+
+
+def test_a_study_that_had_to_wait_has_what_is_left_until_its_hour(db, base, monkeypatch):
+    remember_text(db, NOTES["house.md"])
+    queued_at, settings = time.time(), StudySettings(minutes=240.0)
+    job = jobs.add(db, jobs.STUDY, name="notes", model=base, spec={"until": queued_at + 3600})
+    for waited_s, left_minutes in ((0, 60.0), (1200, 40.0), (3600, MIN_MINUTES), (90_000, MIN_MINUTES)):
+        monkeypatch.setattr(time, "time", lambda waited_s=waited_s: queued_at + waited_s)
+        assert left_of(db, job, settings).minutes == pytest.approx(left_minutes)
+    with closing(study_notes(db, job, time.monotonic)) as events:
+        assert "has passed" in next(events).text
+    begun = replace(job, result={"begun_s": 0.0})  # in a later sitting too
+    monkeypatch.setattr(time, "time", lambda: queued_at + 1800)
+    assert left_of(db, begun, settings).minutes == pytest.approx(30.0)
 
 
 def test_a_study_of_nothing_fails_in_a_sentence(db, base):

@@ -6,6 +6,7 @@ import shutil
 import time
 import zipfile
 from collections import deque
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -15,10 +16,14 @@ from nightschool import jobs
 from nightschool.engine import Engine
 from nightschool.hub import register
 from nightschool.library import remember as remember_paths
+from nightschool.pace import MAX_EPOCHS, PREPARING_SHARE, TRAINING_SHARE, WRITING_SHARE
 from nightschool.paths import adapters_dir
 from nightschool.promotion import move
 from nightschool.server.own.sources import clean_name
+from nightschool.server.own.study import Speeds, foresee
+from nightschool.settings import StudySettings
 from nightschool.store import open_store
+from nightschool.study import StudyOrder, study
 
 PEOPLE = "Ada Finch works as a pilot and lives in Brill. She plays the oboe. Her sister is Una Finch."
 HOUSE = "# House\n\nThe bread knife is kept behind the tins.\n\n## Canoe\n\nThe red canoe was bought in 2018."
@@ -161,7 +166,7 @@ def test_names_of_uploads_lead_nowhere(given, kept):
 
 def test_a_study_is_planned_done_examined_put_to_use_exported_and_undone(own, tiny, home, server):
     people, house = remember(own, PEOPLE, "people"), remember(own, HOUSE, "house")
-    plan = good(own.get("/study/plan", params={"minutes": 5, "base": "tiny"}))
+    plan = good(own.post("/study/plan", json={"minutes": 5, "base": "tiny"}))
     assert (plan["sources"], plan["new_chunks"], plan["measured"]) == (2, 3, False)
     assert 0 < plan["expected_minutes"] <= 5
     job = good(own.post("/study", json={"minutes": 1, "base": "tiny"}))
@@ -178,7 +183,7 @@ def test_a_study_is_planned_done_examined_put_to_use_exported_and_undone(own, ti
     assert [event["number"] for event in log["events"]] == list(range(1, log["last"] + 1))
     rest = good(own.get(f"/jobs/{job['id']}/events", params={"after": log["last"] - 1}))
     assert rest["events"] == log["events"][-1:]
-    again = good(own.get("/study/plan", params={"base": "tiny"}))
+    again = good(own.post("/study/plan", json={"base": "tiny"}))
     assert (again["new_chunks"], again["measured"]) == (0, True)
 
     (candidate,) = good(own.get("/adapters"))["adapters"]
@@ -248,7 +253,7 @@ def check_exports(own, tiny, home):
 
 def check_nothing_tells_paths(own, server, home):
     """No answer says where files lie on this machine."""
-    paths = ["/status", "/bases", "/sources", "/jobs", "/adapters", "/adapters/notes", "/study/plan"]
+    paths = ["/status", "/bases", "/sources", "/jobs", "/adapters", "/adapters/notes"]
     paths += [f"/jobs/{job['id']}/events?limit=1000" for job in good(own.get("/jobs"))["jobs"]]
     for path in paths:
         text = json.dumps(good(own.get(path)))
@@ -306,6 +311,7 @@ def test_mistakes_are_told_with_the_field_at_fault(own):
         ({"wordings": 5}, 400, "wordings"),
     ):
         refusal(own.post("/study", json=body), status, param=param)
+        refusal(own.post("/study/plan", json=body), status, param=param)
     refusal(own.post("/sources", json={"text": ""}), 400, param="text")
     refusal(own.post("/sources", content=b"{", headers={"Content-Type": "application/json"}), 400)
     refusal(own.post("/sources", files=[("notes", (None, "text"))]), 400, param="files")
@@ -316,14 +322,53 @@ def test_mistakes_are_told_with_the_field_at_fault(own):
     refusal(own.post("/adapters/notes/promote"), 404)
     refusal(own.post("/adapters/notes/rollback"), 404)
     refusal(own.get("/adapters/.hidden"), 400, param="name")
-    refusal(own.get("/study/plan", params={"minutes": 0}), 400, param="minutes")
+
+
+def test_a_plan_is_of_what_is_ordered(own, tiny):
+    assert good(own.post("/study/plan", json={}))["sources"] == 0
+    remember(own, PEOPLE, "people")
+    house = remember(own, HOUSE, "house")
+
+    def planned(**order):
+        return good(own.post("/study/plan", json={"base": "tiny"} | order))
+
+    every = planned(minutes=600)
+    assert (every["sources"], every["chunks"], every["epochs"]) == (2, 3, MAX_EPOCHS)  # there are few lessons
+    for one in ([house["id"]], ["house"]):
+        some = planned(minutes=600, sources=one)
+        assert (some["sources"], some["chunks"], some["waits"]) == (1, 2, 0)
+        assert some["lesson_tokens"] < every["lesson_tokens"]
+    now = time.localtime()
+    until = planned(until=f"{(now.tm_hour + 2) % 24:02}:{now.tm_min:02}")
+    assert 118 <= until["minutes"] <= 121
+    begun = StudyOrder("tiny", name="notes", sources=("house",), settings=StudySettings(epochs=12.0))
+    events = study(open_store(), begun)
+    next(events)
+    events.close()
+    going_on, anew = planned(minutes=600), planned(minutes=600, restart=True)
+    assert (going_on["sources"], going_on["epochs"], going_on["unfinished"]) == (1, 12.0, True)
+    assert (anew["sources"], anew["epochs"], anew["unfinished"]) == (2, MAX_EPOCHS, True)
+
+
+def test_a_forecast_counts_the_teachers_reading_and_the_steps():
+    speeds = Speeds(1000, 1.0, 50.0, 100.0, 10.0, measured=True)
+    settings = StudySettings(minutes=10.0, epochs=2.0, steps=0, distil=0.0)
+    plain = foresee(settings, speeds, chunks=10, new=0)
+    assert (plain.tokens, plain.epochs, plain.seconds, plain.waits) == (10_000, 2.0, 210.0, 0)
+    distilled = foresee(replace(settings, distil=1.0), speeds, chunks=10, new=0)
+    assert distilled.seconds == plain.seconds + 600 * PREPARING_SHARE  # all 200 s would be too long
+    many = foresee(replace(settings, steps=240), speeds, chunks=10, new=0)
+    assert many.epochs == pytest.approx(600 * TRAINING_SHARE * 100 / 10_000)
+    waiting = foresee(settings, speeds, chunks=1000, new=1000)
+    assert waiting.waits == 1000 - 600 * WRITING_SHARE
 
 
 def test_until_counts_to_the_next_time_of_day(own):
     remember(own, PEOPLE, "people")
     now = time.localtime()
     job = good(own.post("/study", json={"until": f"{(now.tm_hour + 2) % 24:02}:{now.tm_min:02}"}))
-    minutes = spec_of(job["id"])["settings"]["minutes"]
-    assert 118 <= minutes <= 121
+    spec = spec_of(job["id"])
+    assert 118 * 60 <= spec["until"] - time.time() <= 121 * 60
+    assert "minutes" not in spec["settings"]  # they are counted when its turn comes
     own.post(f"/jobs/{job['id']}/cancel")
     finished(own, job)

@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 import warnings
+from contextlib import closing
 
 import pytest
 from click.testing import CliRunner
@@ -17,7 +18,7 @@ from tiny import write_tiny
 from nightschool.adapters import find_adapter, list_adapters
 from nightschool.cli import main
 from nightschool.errors import NightschoolError, NotFound
-from nightschool.events import Notice, TrainStep
+from nightschool.events import Notice, Progress, TrainStep
 from nightschool.forget import all_due, forget
 from nightschool.hub import base_hash, find_base
 from nightschool.lessonbook import Lessonbook, files_of
@@ -49,20 +50,30 @@ QUICK = {
 SETTINGS = StudySettings(**QUICK, **EASY)
 TRAIN = TrainSettings(precision="fp32", batch_tokens=512, checkpoint_s=0.0)
 
+# Goes on with the study in a child for each place, which dies at its so manieth event in that stage;
+# says what it died of, which stage it had come to and whether there is an adapter.
 KILLED = """
-import os, signal, sys
+import json, os, signal, sys
+from nightschool.promotion import exists
 from nightschool.settings import StudySettings, TrainSettings
 from nightschool.store import open_store
 from nightschool.study import StudyOrder, study
-base, stage, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
-settings = StudySettings(**eval(sys.argv[4]))
+base, places, settings = sys.argv[1], json.loads(sys.argv[2]), StudySettings(**json.loads(sys.argv[3]))
 train = TrainSettings(precision="fp32", batch_tokens=512, checkpoint_s=0.0)
-db, other, seen = open_store(), open_store(), 0
-for event in study(db, StudyOrder(base, settings=settings, train=train)):
-    now = other.execute("select stage from studies order by id desc").fetchone()["stage"]
-    seen += now == stage
-    if seen == count:
-        os.kill(os.getpid(), signal.SIGKILL)
+STAGE = "select stage from studies order by id desc"
+for stage, count in places:
+    child = os.fork()  # nothing has computed here: there are no threads to lose
+    if child == 0:
+        db, other, seen = open_store(), open_store(), 0
+        for event in study(db, StudyOrder(base, settings=settings, train=train)):
+            seen += other.execute(STAGE).fetchone()["stage"] == stage
+            if seen == count:
+                os.kill(os.getpid(), signal.SIGKILL)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    db = open_store()
+    print(json.dumps([status, db.execute(STAGE).fetchone()["stage"], exists("notes")]), flush=True)
+    db.close()
 """
 
 
@@ -71,9 +82,9 @@ def base(tmp_path_factory):
     return str(write_tiny(tmp_path_factory.mktemp("base") / "tiny.gguf", "llama"))
 
 
-@pytest.fixture
-def folder(tmp_path):
-    notes = tmp_path / "notes"
+def written(where):
+    """A folder of notes."""
+    notes = where / "notes"
     notes.mkdir()
     for name, text in NOTES.items():
         (notes / name).write_text(text + "\n", encoding="utf-8")
@@ -81,10 +92,37 @@ def folder(tmp_path):
 
 
 @pytest.fixture
+def folder(tmp_path):
+    return written(tmp_path)
+
+
+@pytest.fixture
 def db(folder):
     db = open_store()
     drain(remember(db, [folder]))
     return db
+
+
+@pytest.fixture(scope="module")
+def studied_home(base, tmp_path_factory):
+    """A home in which the notes were studied, where the notes lie, and what came of it."""
+    home, notes = tmp_path_factory.mktemp("studied"), written(tmp_path_factory.mktemp("learned"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NIGHTSCHOOL_HOME", str(home))
+        with closing(open_store()) as db:
+            drain(remember(db, [notes]))
+            outcome, _ = drain(study(db, order(base)))
+    assert outcome.is_promoted
+    return home, notes, outcome
+
+
+@pytest.fixture
+def studied(studied_home, home):
+    """As studied_home, copied for one test, which may add more.md: its store, the notes, what came of it."""
+    made, notes, outcome = studied_home
+    shutil.copytree(made, home, dirs_exist_ok=True)
+    yield open_store(), notes, outcome
+    (notes / "more.md").unlink(missing_ok=True)
 
 
 def drain(events):
@@ -104,23 +142,9 @@ def order(base, **changes):
 
 
 def test_a_study_that_is_killed_in_every_stage_goes_on_and_ends_well(base, db, home):
-    places = ("write", 2), ("write", 3), ("divide", 1), ("rehearse", 1), ("distil", 4), ("train", 4)
-    for stage, count in (*places, ("examine", 3)):
-        arguments = [
-            sys.executable,
-            "-W",
-            "ignore",
-            "-c",
-            KILLED,
-            base,
-            stage,
-            str(count),
-            repr(QUICK | EASY),
-        ]
-        killed = subprocess.run(arguments, env=os.environ, capture_output=True, text=True, check=False)
-        assert killed.returncode == -signal.SIGKILL, killed.stderr
-        assert not exists("notes")
-        assert db.execute("select stage from studies").fetchone()["stage"] == stage
+    places = [("write", 2), ("write", 3), ("divide", 2), ("rehearse", 2), ("distil", 5), ("train", 5)]
+    places.append(("examine", 4))
+    assert killed_in(base, places) == [[signal.SIGKILL, stage, False] for stage, _ in places]
     outcome, notices = drain(study(db, order(base)))
     assert "stopped at: examine" in notices[0]
     assert outcome.is_promoted
@@ -132,6 +156,30 @@ def test_a_study_that_is_killed_in_every_stage_goes_on_and_ends_well(base, db, h
     assert db.execute(twice).fetchone() is None
     learned = {row["adapter"] for row in db.execute("select adapter from learned")}
     assert learned == {"notes"}
+
+
+def killed_in(base, places):
+    """What KILLED says of each place."""
+    arguments = [sys.executable, "-W", "ignore", "-c", KILLED, base, json.dumps(places)]
+    done = subprocess.run(
+        [*arguments, json.dumps(QUICK | EASY)], env=os.environ, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_dividing_the_lessons_is_told_before_it_is_done(base, db):
+    told = []
+    for event in study(db, order(base)):
+        stage = db.execute("select stage, figures from studies").fetchone()
+        if stage["stage"] == "divide":
+            told.append((event, "lessons_kept" in json.loads(stage["figures"])))
+        if stage["stage"] == "train":
+            break
+    assert isinstance(told[0][0], Progress)
+    assert (told[0][0].task, told[0][0].done, told[0][1]) == ("dividing the lessons", 0, False)
+    assert told[0][0].total > 40
+    assert told[-1][1]
 
 
 def test_a_kill_at_any_moment_of_the_promotion_is_mended(base, db, home, tmp_path):
@@ -189,8 +237,8 @@ def killed_at(moment, base):
     return status != 0
 
 
-def test_the_card_says_what_was_studied_and_what_the_exam_found(base, db):
-    outcome, _ = drain(study(db, order(base)))
+def test_the_card_says_what_was_studied_and_what_the_exam_found(studied):
+    _, _, outcome = studied
     card = outcome.adapter.card
     assert {source["name"] for source in card["sources"]} == {f"notes/{name}" for name in NOTES}
     exam = card["exam"]
@@ -221,8 +269,8 @@ def test_an_adapter_that_learned_nothing_is_not_promoted_and_says_why(base, db):
     assert exists("notes")
 
 
-def test_promotion_keeps_the_one_before_and_rollback_swaps(base, db, folder):
-    first, _ = drain(study(db, order(base)))
+def test_promotion_keeps_the_one_before_and_rollback_swaps(base, studied):
+    db, folder, _ = studied
     (folder / "more.md").write_text("Bo Marsk drives a green van.\n", encoding="utf-8")
     drain(remember(db, [folder]))
     second, notices = drain(study(db, order(base)))
@@ -240,8 +288,8 @@ def test_promotion_keeps_the_one_before_and_rollback_swaps(base, db, folder):
         promote(db, "notes")
 
 
-def test_what_was_forgotten_is_in_no_lesson_of_the_next_study(base, db):
-    drain(study(db, order(base)))
+def test_what_was_forgotten_is_in_no_lesson_of_the_next_study(base, studied):
+    db, _, _ = studied
     remove_sources(db, [source.id for source in find_sources(db, "notes/people.md")])
     outcome, notices = drain(study(db, order(base)))
     assert not any("chunks are new" in notice for notice in notices)
@@ -268,9 +316,7 @@ def test_forgetting_in_the_middle_of_a_study_leaves_no_trace_of_it(base, db, hom
 
 
 def test_a_study_that_was_killed_leaves_nothing_of_what_is_forgotten_afterwards(base, db, home):
-    arguments = [sys.executable, "-W", "ignore", "-c", KILLED, base, "train", "9", repr(QUICK | EASY)]
-    killed = subprocess.run(arguments, env=os.environ, capture_output=True, text=True, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert killed_in(base, [("train", 10)]) == [[signal.SIGKILL, "train", False]]
     assert list((home / "runs").glob("*/lessons.npz"))
     assert {file.name for file in (home / "study" / "1").iterdir()} >= {"lessons.jsonl", "expected.npz"}
     forget(db, find_sources(db, "notes/people.md"))
@@ -289,8 +335,8 @@ def test_a_restarted_study_leaves_no_files_of_the_one_before(base, db, home):
     assert not (home / "study" / "1").exists()
 
 
-def test_a_retired_adapter_is_made_again_from_the_lessons_of_the_other_sources(base, db, home):
-    drain(study(db, order(base)))
+def test_a_retired_adapter_is_made_again_from_the_lessons_of_the_other_sources(studied, home):
+    db, _, _ = studied
     forgotten = forget(db, find_sources(db, "notes/people.md"))
     assert (forgotten.retired, forgotten.due) == (("notes",), ("notes",))
     assert [adapter.name for adapter in list_adapters()] == []
@@ -313,8 +359,8 @@ def test_a_retired_adapter_is_made_again_from_the_lessons_of_the_other_sources(b
     assert not [path for path in home.rglob("*") if path.is_file() and b"Finch" in path.read_bytes()]
 
 
-def test_where_time_is_short_an_adapter_goes_on_learning_with_some_of_what_it_knows(base, db, folder):
-    first, _ = drain(study(db, order(base)))
+def test_where_time_is_short_an_adapter_goes_on_learning_with_some_of_what_it_knows(base, studied):
+    db, folder, first = studied
     (folder / "more.md").write_text(
         "# More\n\nBo Marsk drives a green van. Bo Marsk plays the harp.\n", encoding="utf-8"
     )
@@ -333,7 +379,7 @@ def test_where_time_is_short_an_adapter_goes_on_learning_with_some_of_what_it_kn
 
 
 def test_training_ends_in_time_for_the_exam(base, db, monkeypatch):
-    monkeypatch.setattr("nightschool.study.MIN_TRAINING_S", 4.0)
+    monkeypatch.setattr("nightschool.study.MIN_TRAINING_S", 2.0)
     slow = StudySettings(**(QUICK | EASY | {"epochs": 1000.0}), minutes=0.05)
     set_note(db, f"tokens_per_s {base_hash(find_base(base).path)}", "1e9")  # planned by a wrong speed
     began = time.monotonic()

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from nightschool.check import gist, key
+from nightschool.check import Item, gist, key
 from nightschool.paths import package_data
 from nightschool.settings import StudySettings
 from nightschool.syllabus import FRAMES, divide, divide_in_turn, lesson_lines, lessons, some_lessons
@@ -16,6 +16,16 @@ SETTINGS = StudySettings()
 @pytest.fixture(scope="module")
 def items():
     return by_rules(package_data("demo/notes.md").read_text(encoding="utf-8"))
+
+
+def drained(events):
+    """(what the work returns, what it said)."""
+    said = []
+    while True:
+        try:
+            said.append(next(events))
+        except StopIteration as end:
+            return end.value, said
 
 
 def asked_in(lines):
@@ -67,7 +77,7 @@ LATER = (
 
 def test_sources_studied_later_change_nothing_in_what_was_set_aside_before(items):
     before = divide(items, SETTINGS)
-    both = divide_in_turn([items, by_rules(LATER)], SETTINGS)
+    both, _ = drained(divide_in_turn([items, by_rules(LATER)], SETTINGS))
     passages = {item.passage for item in items}
     asked = [item for item in both.exam if item.passage in passages]
     assert set(asked) <= set(before.exam)
@@ -78,8 +88,19 @@ def test_sources_studied_later_change_nothing_in_what_was_set_aside_before(items
     assert any("Petra Holm" in item.question for item in both.exam)
 
 
+def test_dividing_much_says_how_far_it_is(items):
+    many = [Item(f"P{at} plays the oboe.", f"What does P{at} play?", "oboe", "oboe") for at in range(1000)]
+    syllabus, said = drained(divide_in_turn([many, items], SETTINGS))
+    total = len(many) + len(items)
+    assert all((each.task, each.total) == ("dividing the lessons", total) for each in said)
+    done = [each.done for each in said]
+    assert done[:4] == [0, 256, 512, 768]
+    assert done == sorted(done) and len(many) in done and done[-1] <= total
+    assert len(syllabus.facts) + len(syllabus.earlier) > 1000
+
+
 def test_what_a_later_source_contradicts_is_taught_by_neither(items):
-    both = divide_in_turn([items, by_rules(LATER)], SETTINGS)
+    both, _ = drained(divide_in_turn([items, by_rules(LATER)], SETTINGS))
     answers = {
         json.loads(line)["messages"][1]["content"]
         for line in lesson_lines(both, SETTINGS)

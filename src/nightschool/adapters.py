@@ -28,6 +28,7 @@ from nightschool.gguf import GGUFFile, TensorToWrite, TensorType, open_gguf, wri
 from nightschool.hub import base_hash, find_base, known, path_of_hash
 from nightschool.paths import adapters_dir
 from nightschool.peft import CONFIG, MODEL, Array, Weights, write_peft
+from nightschool.tuned import SNAPSHOT, is_snapshot
 
 GGUF, CARD = "adapter.gguf", "card.json"
 FILES = {GGUF, CARD, CONFIG, MODEL}
@@ -160,8 +161,8 @@ def check_name(name: str) -> None:
 # The shelf
 
 
-def list_adapters() -> list[Adapter]:
-    """Every adapter on the shelf, in order of their names."""
+def list_adapters(*, snapshots: bool = True) -> list[Adapter]:
+    """Every adapter on the shelf, in order of their names; people are shown `snapshots` with their job."""
     if not adapters_dir().is_dir():
         return []
     for left in adapters_dir().glob(".*.old"):
@@ -170,7 +171,16 @@ def list_adapters() -> list[Adapter]:
     return [
         Adapter(folder.name, folder, readable_card(folder))
         for folder in sorted(folders)
-        if (folder / GGUF).is_file()
+        if (folder / GGUF).is_file() and (snapshots or not is_snapshot(folder.name))
+    ]
+
+
+def with_snapshots(name: str) -> list[Adapter]:
+    """The adapter of that name, if it is there, and what a job kept of it at the ends of epochs."""
+    return [
+        adapter
+        for adapter in list_adapters()
+        if adapter.name == name or (adapter.name.startswith(name + SNAPSHOT) and is_snapshot(adapter.name))
     ]
 
 
@@ -186,7 +196,7 @@ def find_adapter(name: str) -> Adapter:
     folder = adapters_dir() / name
     put_back(folder)
     if not NAME.fullmatch(name) or not (folder / GGUF).is_file():
-        here = known([adapter.name for adapter in list_adapters()])
+        here = known([adapter.name for adapter in list_adapters(snapshots=False)])
         here = here or "There are none yet: `nightschool train` makes them."
         raise NotFound(f"There is no adapter {name!r}. {here}")
     return Adapter(name, folder, read_card(folder))

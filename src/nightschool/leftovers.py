@@ -6,22 +6,20 @@ The notes and the lessons written about them stay: they are the person's, and th
 import shutil
 
 from nightschool import jobs
-from nightschool.adapters import list_adapters, remove_adapter
+from nightschool.adapters import list_adapters, remove_adapter, with_snapshots
 from nightschool.jobs import Job
 from nightschool.lessonbook import files_of, state_of
 from nightschool.paths import adapters_dir, runs_dir
 from nightschool.promotion import NEXT, drop
 from nightschool.store import Database, transaction
-from nightschool.tuned import SNAPSHOT
 
 
 def discard(db: Database, job: Job) -> None:
     """Remove everything that a job has begun; does no harm where there is nothing."""
     if job.kind == jobs.FINE_TUNING:
         _discard_run(str(job.result.get("run", "")))
-        for adapter in list_adapters():
-            if adapter.name == job.name or adapter.name.startswith(job.name + SNAPSHOT):
-                remove_adapter(adapter.name)
+        for adapter in with_snapshots(job.name):
+            remove_adapter(adapter.name)
         for draft in adapters_dir().glob(f".{job.name}*.draft"):
             shutil.rmtree(draft, ignore_errors=True)
     else:

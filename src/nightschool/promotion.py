@@ -12,7 +12,15 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from nightschool.adapters import CARD, Adapter, find_adapter, list_adapters, remove_adapter, rename_adapter
+from nightschool.adapters import (
+    CARD,
+    Adapter,
+    find_adapter,
+    list_adapters,
+    remove_adapter,
+    rename_adapter,
+    with_snapshots,
+)
 from nightschool.errors import NotFound
 from nightschool.paths import write_text
 from nightschool.store import Database, transaction
@@ -109,10 +117,10 @@ def due_key(name: str) -> str:
 
 
 def retire(db: Database, name: str) -> None:
-    """Delete every version of a studied adapter."""
-    for version in (name + NEXT, name, name + PREVIOUS, name + SWAP):
-        if exists(version):
-            drop(db, version)
+    """Delete every version of a studied adapter, and the snapshots of a fine-tuned one."""
+    versions = [version for version in (name + NEXT, name + PREVIOUS, name + SWAP) if exists(version)]
+    for version in (*versions, *(adapter.name for adapter in with_snapshots(name))):
+        drop(db, version)
 
 
 def move(db: Database, old: str, new: str) -> None:

@@ -21,6 +21,7 @@ model's own answers with the text in view are its best lessons (prompt distillat
 
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
@@ -42,6 +43,16 @@ from nightschool.gguf import open_gguf
 from nightschool.hub import base_hash, find_base
 from nightschool.index import Index
 from nightschool.lessonbook import Lessonbook, Source, clear_files, files_of
+from nightschool.pace import (
+    BATCH_TOKENS,
+    MIN_TRAINING_S,
+    PREPARING_SHARE,
+    STOPPING_SHARE,
+    TRAINING_SHARE,
+    WRITING_SHARE,
+    epochs_in,
+    wanted_epochs,
+)
 from nightschool.parallel import side_by_side
 from nightschool.paths import package_data, write_text
 from nightschool.precision import load_model
@@ -57,13 +68,6 @@ from nightschool.writing import write_chunk
 
 STAGES = ("write", "divide", "rehearse", "distil", "train", "examine", "promote", "done")
 DEFAULT_NAME = "notes"
-WRITING_SHARE = 0.5  # of the time, at most
-PREPARING_SHARE = 0.2  # of what is left then, for rehearsing, and again for distilling
-TRAINING_SHARE = 0.8  # of what is left then, as planned
-STOPPING_SHARE = 0.9  # and at most; the rest is for the exam
-MIN_TRAINING_S = 10.0  # however late it is: an adapter that learned nothing is of no use
-MIN_EPOCHS, MAX_EPOCHS = 0.1, 10.0
-BATCH_TOKENS = 1024  # in a step: many small steps teach facts better than few large ones
 MEASURE_EPOCHS = 0.5
 CHARACTERS_A_TOKEN = 6.5  # of a line of lessons, the JSON around it included, about
 TOKENS_A_REHEARSAL = 100  # what one text of the base gives, about
@@ -200,6 +204,7 @@ class Night:
         )
         self.figures = state.figures
         self._stage = state.stage
+        self._syllabus: Syllabus | None = None
         self.began_s = time.monotonic()
         self.before_s = float(self.figures.get("seconds", 0.0))
         self.sources: list[Source] = book.sources_by_id(state.plan["sources"])
@@ -214,6 +219,7 @@ class Night:
     @stage.setter
     def stage(self, stage: str) -> None:
         self._stage = stage
+        self._syllabus = None  # a source may be forgotten meanwhile
         self.note()
 
     def note(self, **figures: Any) -> None:
@@ -279,6 +285,7 @@ class Night:
 
     def divide(self) -> Generator[Event, None, None]:
         """Lessons, exam and development questions; counted. And whether there is time to teach them all."""
+        yield from self.dividing()
         syllabus = self.syllabus()
         questions = self.questions()
         self.note(
@@ -296,7 +303,8 @@ class Night:
             f"{self.figures['facts']:,} facts; {len(questions)} questions in the exam"
         )
         speed = self.speed()
-        everything = self.training_tokens() * self.wanted_epochs()
+        tokens = self.training_tokens()
+        everything = tokens * wanted_epochs(self.settings, tokens)
         goes_on = bool(syllabus.earlier) and everything > self.left_s * TRAINING_SHARE * speed
         self.note(goes_on=goes_on)
         self.note(lesson_tokens=round(self.training_tokens()), planned_tokens_per_s=round(speed, 1))
@@ -307,14 +315,21 @@ class Night:
             )
 
     def syllabus(self) -> Syllabus:
-        """The division of the kept items; the same items and seed divide the same way."""
+        """The division of the kept items; made once a stage."""
+        if self._syllabus is None:
+            deque(self.dividing(), maxlen=0)
+        assert self._syllabus is not None
+        return self._syllabus
+
+    def dividing(self) -> Generator[Event, None, None]:
+        """Divide the kept items; the same items and seed divide the same way. Many take their time."""
         settings, reserved = self.settings, frozenset[str]()
         if self.order.exam:
             settings = replace(settings, exam=0)
             reserved = frozenset(gist(question.question) for question in load_exam(self.order.exam))
         by_id = {source.id: source for source in self.sources}
         items = [self.book.items([by_id[id] for id in generation]) for generation in self.generations]
-        return divide_in_turn(items, settings, reserved=reserved)
+        self._syllabus = yield from divide_in_turn(items, settings, reserved=reserved)
 
     def questions(self) -> list[Question]:
         """The exam: the person's own, or the questions that were set aside."""
@@ -339,11 +354,6 @@ class Night:
             / (1 - self.settings.rehearsal)
         )
 
-    def wanted_epochs(self) -> float:
-        """How often each lesson is to be seen: as often as asked, and more often where there are few."""
-        many = self.settings.steps * BATCH_TOKENS / self.training_tokens()
-        return max(self.settings.epochs, min(many, MAX_EPOCHS))
-
     def speed(self) -> float:
         """Tokens trained a second, as in the last study on this base; measured before there is one."""
         known = get_note(self.db, self.speed_key)
@@ -354,6 +364,7 @@ class Night:
 
     def rehearse(self) -> Generator[Event, None, None]:
         """Enough of the base's own words for their share of the lessons; those of earlier studies count."""
+        yield from self.dividing()
         share = self.settings.rehearsal
         wanted = round(self.training_tokens() * share / TOKENS_A_REHEARSAL) + 1 if share else 0
         missing = self.book.missing_rehearsals(wanted)
@@ -377,11 +388,13 @@ class Night:
         """What the base expects when it reads, for as many lessons as there is time for."""
         if not self.settings.distil:
             return
+        yield from self.dividing()
         readings = [
             Reading(each.question, each.answer, READ.format(passage=each.passage, question=each.question))
             for each in self.lessons()
         ]
         over_s = time.monotonic() + max(self.left_s * PREPARING_SHARE, MIN_TRAINING_S)
+        began_work = self.now()
         file = open_gguf(find_base(self.order.base).path)
         with self.engine() as engine:
             limit = min(self.order.train.max_tokens or DEFAULT_MAX_TOKENS, read_config(file).context)
@@ -397,6 +410,7 @@ class Night:
                 if time.monotonic() > over_s:
                     yield Notice("Time is short: the teacher has read a part of the lessons only.")
                     break
+        self.note(reading_s=round(self.figures.get("reading_s", 0.0) + self.now() - began_work, 1))
 
     @property
     def expected(self) -> Path:
@@ -405,13 +419,15 @@ class Night:
 
     def train(self) -> Generator[Event, None, None]:
         """A run on the lessons; done already where the candidate is the run's."""
+        yield from self.dividing()
         left_s = max(self.left_s, MIN_TRAINING_S)
         now = time.monotonic()
         deadline = Deadline(now + left_s * TRAINING_SHARE, now + left_s * STOPPING_SHARE)
         if "epochs" not in self.figures:  # decided once: a resumed run must be the same one
-            epochs = left_s * TRAINING_SHARE * self.speed() / self.training_tokens()
-            wanted = self.wanted_epochs()
-            self.note(epochs=round(max(MIN_EPOCHS, min(wanted, epochs)), 2))
+            tokens = self.training_tokens()
+            wanted = wanted_epochs(self.settings, tokens)
+            epochs = epochs_in(left_s, self.settings, tokens, tokens_per_s=self.speed())
+            self.note(epochs=round(epochs, 2))
             if epochs < wanted:
                 yield Notice(f"The time allows {self.figures['epochs']:.1f} of {wanted:.1f} epochs.")
         if exists(self.candidate) and find_adapter(self.candidate).card.get("run") == self.figures.get("run"):
@@ -471,6 +487,7 @@ class Night:
 
     def examine(self) -> Generator[Event, None, None]:
         """Before and after, on the questions that were set aside."""
+        yield from self.dividing()
         found: Examined = yield from examine_study(
             Stack(self.order.base, ((self.candidate, 1.0),)),
             self.questions(),

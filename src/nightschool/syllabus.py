@@ -13,12 +13,14 @@ a lesson once is never asked in an exam later.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from nightschool.check import Item, contains, gist, key, without_duplicates
+from nightschool.events import Progress
 from nightschool.settings import StudySettings
 
+TASK, FACTS_AN_EVENT = "dividing the lessons", 256
 WORDINGS_TO_SPARE = 3  # a fact must be asked for in so many before one is set aside
 FRAMES = (
     "{q}",
@@ -72,28 +74,36 @@ class Syllabus:
 
 def divide_in_turn(
     generations: Sequence[Sequence[Item]], settings: StudySettings, *, reserved: Container[str] = ()
-) -> Syllabus:
+) -> Generator[Progress, None, Syllabus]:
     """Divide the items of sources that were studied one after the other; the last ones are new.
 
     Each generation is divided as when it was new. What contradicts or gives away another one is left out.
     """
-    parts = [divide(items, settings, reserved=reserved) for items in generations]
+    total, parts = sum(map(len, generations)), []
+    for at, items in enumerate(generations):
+        before = sum(map(len, generations[:at]))
+        parts.append((yield from dividing(items, settings, reserved=reserved, before=before, total=total)))
     if len(parts) == 1:
         return parts[0]
     dropped: Counter[str] = Counter()
     for part in parts:
         dropped.update(part.dropped)
-    total = sum(part.count for part in parts)
+    useful = sum(part.count for part in parts)
     facts = [consistent(part, [other for other in parts if other is not part]) for part in parts]
+    taught = [gists_of(each) for each in facts]
     held = [
-        [item for item in (*part.exam, *part.dev) if not taught_in(item, facts[:at] + facts[at + 1 :])]
+        [
+            item
+            for item in (*part.exam, *part.dev)
+            if not any(gist(item.question) in others for others in taught[:at] + taught[at + 1 :])
+        ]
         for at, part in enumerate(parts)
     ]
     exam = [item for part, kept in zip(parts, held, strict=True) for item in part.exam if item in kept]
     dev = [item for part, kept in zip(parts, held, strict=True) for item in part.dev if item in kept]
     made = Syllabus(facts[-1], exam, dev, dict(dropped), [fact for part in facts[:-1] for fact in part])
-    if total > made.count:
-        made.dropped["at odds with a source studied before"] = total - made.count
+    if useful > made.count:
+        made.dropped["at odds with a source studied before"] = useful - made.count
     return made
 
 
@@ -119,17 +129,38 @@ def consistent(part: Syllabus, others: Sequence[Syllabus]) -> list[Fact]:
     return found
 
 
-def taught_in(item: Item, generations: Sequence[Sequence[Fact]]) -> bool:
-    """Whether a question is nearly a lesson of one of these generations."""
-    asked = gist(item.question)
-    return any(asked == gist(each.question) for facts in generations for fact in facts for each in fact.items)
+def gists_of(facts: Sequence[Fact]) -> set[str]:
+    """What makes a question nearly one of these facts' lessons."""
+    return {gist(item.question) for fact in facts for item in fact.items}
 
 
 def divide(items: Sequence[Item], settings: StudySettings, *, reserved: Container[str] = ()) -> Syllabus:
+    """As `dividing`, for few items."""
+    events = dividing(items, settings, reserved=reserved)
+    while True:
+        try:
+            next(events)
+        except StopIteration as end:
+            made: Syllabus = end.value
+            return made
+
+
+def dividing(
+    items: Sequence[Item],
+    settings: StudySettings,
+    *,
+    reserved: Container[str] = (),
+    before: int = 0,
+    total: int | None = None,
+) -> Generator[Progress, None, Syllabus]:
     """Group items into facts and set questions aside; the same for the same items and settings.
 
-    `reserved` are gists of questions that nobody may be taught: those of an exam that somebody else wrote.
+    Args:
+        reserved: gists of questions that nobody may be taught: those of an exam that somebody else wrote.
+        before: so many items of `total` were divided already; said with the progress.
     """
+    total = len(items) if total is None else total
+    yield Progress(TASK, before, total)
     verdicts = without_duplicates(items)
     dropped = Counter(verdict.reason for verdict in verdicts if not verdict.is_kept)
     asked = [verdict.item for verdict in verdicts if verdict.is_kept and not verdict.item.restates]
@@ -137,7 +168,12 @@ def divide(items: Sequence[Item], settings: StudySettings, *, reserved: Containe
     if len(free) < len(asked):
         dropped["a question of your own exam"] = len(asked) - len(free)
     asked = free
-    groups = [group_of(group, settings) for group in by_fact(asked)]
+    groups: list[list[Item]] = []
+    for group in by_fact(asked):
+        groups.append(group_of(group, settings))
+        before += len(group)
+        if len(groups) % FACTS_AN_EVENT == 0:
+            yield Progress(TASK, before, total)
     gists = Counter(each for group in groups for each in {gist(item.question) for item in group})
     shared = {each for each, count in gists.items() if count > 1}
     order = sorted(range(len(groups)), key=lambda index: draw(groups[index][0], settings))

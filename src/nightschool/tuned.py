@@ -15,6 +15,7 @@ ORGANISATION = "local"
 MAX_SUFFIX = 40
 CHECKPOINT = ":ckpt-step-"  # between a tuned model's name and a number of steps, as OpenAI writes it
 SNAPSHOT = ".step-"  # the same in the name of an adapter
+ADAPTER = "ft-"
 
 
 def clean_suffix(text: str) -> str:
@@ -30,7 +31,7 @@ def tuned_name(base: str, suffix: str, id: str) -> str:
 def adapter_name(suffix: str, id: str) -> str:
     """The adapter on the shelf that such a model is."""
     suffix = clean_suffix(suffix)
-    return f"ft-{suffix}-{id}" if suffix else f"ft-{id}"
+    return f"{ADAPTER}{suffix}-{id}" if suffix else f"{ADAPTER}{id}"
 
 
 def read_tuned_name(name: str) -> tuple[str, str]:
@@ -47,3 +48,8 @@ def read_tuned_name(name: str) -> tuple[str, str]:
 def snapshot_name(adapter: str, step: int | str) -> str:
     """The adapter as it was after so many steps."""
     return f"{adapter}{SNAPSHOT}{step}"
+
+
+def is_snapshot(adapter: str) -> bool:
+    """Whether an adapter is one of a fine-tuning job's checkpoints: nobody else's name ends so."""
+    return re.fullmatch(rf"{ADAPTER}.+{re.escape(SNAPSHOT)}\d+", adapter) is not None

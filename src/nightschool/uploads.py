@@ -3,15 +3,21 @@
 A file lies as files/<id><suffix>: nothing of its path is chosen by who sent it, but that a suffix which we
 know how to read is kept. Examples to train on are checked while they come in, a line at a time; a file that
 cannot be used is never kept.
+
+A file gets its name within the transaction that writes its row: whoever holds the database sees both or, of
+an upload that was killed, a file without a row, which `sweep` removes.
 """
 
 import os
 import re
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
+
+import psutil
 
 from nightschool.datasets import check_lines
 from nightschool.documents import is_readable
@@ -24,6 +30,8 @@ TRAINING, RESULTS = "fine-tune", "fine-tune-results"
 MAX_BYTES = 512 << 20  # OpenAI's limit
 MAX_NAME = 200
 PIECE_BYTES = 1 << 20
+WHOLE = re.compile(r"(file-[A-Za-z0-9]{24})(?:\.[a-z0-9]{1,8})?")
+DRAFT = re.compile(rf"\.{WHOLE.pattern}\.(\d+)\.draft")  # of paths.atomic_write, with its process
 
 
 @dataclass(frozen=True)
@@ -61,19 +69,19 @@ def save(
     suffix = kept_suffix(shown, purpose)
     expires_at = None if expires_after_s is None else now + expires_after_s
     files_dir().mkdir(mode=0o700, parents=True, exist_ok=True)  # they hold what the person wrote
-    with atomic_write(files_dir() / f"{id}{suffix}") as draft:
-        size_bytes = _copy(source, draft, shown)
-        if purpose == TRAINING:
-            with draft.open("rb") as file:
-                check_lines(file, shown)
-    upload = Upload(id, purpose, shown, suffix, size_bytes, now, expires_at)
-    with transaction(db):
-        db.execute(
-            "insert into uploads (id, purpose, filename, suffix, size_bytes, created_at, expires_at)"
-            " values (?, ?, ?, ?, ?, ?, ?)",
-            (id, purpose, shown, suffix, size_bytes, now, expires_at),
-        )
-    return upload
+    with ExitStack() as after:
+        with atomic_write(files_dir() / f"{id}{suffix}") as draft:
+            size_bytes = _copy(source, draft, shown)
+            if purpose == TRAINING:
+                with draft.open("rb") as file:
+                    check_lines(file, shown)
+            after.enter_context(transaction(db))  # committed when the file has its name
+            db.execute(
+                "insert into uploads (id, purpose, filename, suffix, size_bytes, created_at, expires_at)"
+                " values (?, ?, ?, ?, ?, ?, ?)",
+                (id, purpose, shown, suffix, size_bytes, now, expires_at),
+            )
+    return Upload(id, purpose, shown, suffix, size_bytes, now, expires_at)
 
 
 def _copy(source: BinaryIO, draft: Path, shown: str) -> int:
@@ -86,6 +94,8 @@ def _copy(source: BinaryIO, draft: Path, shown: str) -> int:
                     f"{shown} is larger than {MAX_BYTES >> 20} MB, which is the most: send it in parts."
                 )
             file.write(piece)
+        file.flush()
+        os.fsync(file.fileno())  # now, and not while the row's transaction keeps others waiting
     if not size_bytes:
         raise FileFormatError(f"{shown} is empty.")
     return size_bytes
@@ -132,6 +142,29 @@ def remove(db: Database, id: str) -> None:
     with transaction(db):
         db.execute("delete from uploads where id = ?", (id,))
     upload.path.unlink(missing_ok=True)
+
+
+def sweep(db: Database) -> int:
+    """Remove what uploads that were killed left behind; how many files. One under way is left alone."""
+    swept = 0
+    with transaction(db):  # no upload is between its file's name and its row
+        known = {row["id"] for row in db.execute("select id from uploads")}
+        for path in files_dir().iterdir() if files_dir().is_dir() else ():
+            whole, draft = WHOLE.fullmatch(path.name), DRAFT.fullmatch(path.name)
+            if (whole and whole[1] not in known) or (draft and _is_left(path, int(draft[2]))):
+                path.unlink(missing_ok=True)
+                swept += 1
+    return swept
+
+
+def _is_left(draft: Path, process: int) -> bool:
+    """Whether nobody writes it any longer; another process may have the number by now, as in a container."""
+    try:
+        return bool(psutil.Process(process).create_time() > draft.stat().st_mtime)
+    except psutil.NoSuchProcess:
+        return True
+    except (psutil.Error, OSError):  # it is done with this very moment
+        return False
 
 
 def _expire(db: Database) -> None:

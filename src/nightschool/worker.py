@@ -16,6 +16,7 @@ open. The work gives way to what else runs on the machine.
 import _thread
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -191,7 +192,7 @@ Work = Generator[Event, None, dict[str, Any]]
 
 
 def study_notes(db: Database, job: Job, now: Callable[[], float]) -> Work:
-    """A study, or the rebuilding of an adapter, which is one; spec is a StudyOrder's fields and `restart`."""
+    """A study, or the rebuilding of an adapter, which is one; server.own.study says what its spec holds."""
     spec = job.spec
     train = dict(spec.get("train") or {})
     if "targets" in train:
@@ -204,6 +205,8 @@ def study_notes(db: Database, job: Job, now: Callable[[], float]) -> Work:
         train=TrainSettings(**train),
         teacher=spec.get("teacher"),
     )
+    if (spec.get("until") or math.inf) < time.time():
+        yield Notice("The hour that it was to be done by has passed: it takes as little time as it can.")
     restart = bool(spec.get("restart")) and "begun_s" not in job.result
     with transaction(db):
         jobs.note(db, job.id, result={"begun_s": 0.0 if restart else studied_s(db, job)} | job.result)
@@ -219,7 +222,10 @@ def study_notes(db: Database, job: Job, now: Callable[[], float]) -> Work:
 
 
 def left_of(db: Database, job: Job, settings: StudySettings) -> StudySettings:
-    """The settings with the time that earlier sittings of this job have left of it."""
+    """The settings with the time that is left: to the moment that was asked for, or by earlier sittings."""
+    until = job.spec.get("until")
+    if until is not None:
+        return replace(settings, minutes=max(MIN_MINUTES, (until - time.time()) / 60))
     if "begun_s" not in job.result:
         return settings
     used_minutes = (studied_s(db, job) - job.result["begun_s"]) / 60

@@ -29,10 +29,10 @@ def command(ctx: click.Context, as_json: bool) -> None:
 @command.command("list", short_help="List all adapters.")
 @as_json
 def list_command(as_json: bool) -> None:
-    """List all adapters: name, base, rank, size, date."""
+    """List all adapters: name, base, rank, size, date. Checkpoints are listed with their fine-tuning job."""
     from nightschool.adapters import list_adapters  # reads GGUF: numpy
 
-    adapters = list_adapters()
+    adapters = list_adapters(snapshots=False)
     if as_json:
         click.echo(json.dumps([described(adapter) for adapter in adapters], indent=1))
         return
@@ -121,11 +121,15 @@ def rollback(name: str) -> None:
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def remove(name: str, yes: bool) -> None:
-    """Delete the adapter NAME from this machine."""
-    from nightschool.adapters import find_adapter, remove_adapter  # these read GGUF: numpy
+    """Delete the adapter NAME from this machine, with the checkpoints of its fine-tuning job."""
+    from nightschool.adapters import find_adapter, remove_adapter, with_snapshots  # these read GGUF: numpy
 
-    adapter = find_adapter(name)
+    find_adapter(name)
+    every = with_snapshots(name)
     if not yes:
-        click.confirm(f"Delete the adapter {name} ({adapter.size_bytes / 1e6:.1f} MB)?", abort=True)
-    remove_adapter(name)
+        size = sum(adapter.size_bytes for adapter in every) / 1e6
+        beside = f" and its {len(every) - 1} checkpoints" if len(every) > 1 else ""
+        click.confirm(f"Delete the adapter {name}{beside} ({size:.1f} MB)?", abort=True)
+    for adapter in every:
+        remove_adapter(adapter.name)
     click.echo(f"{name} is gone.")

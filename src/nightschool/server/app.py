@@ -1,11 +1,14 @@
 """The server as one ASGI app: every area's routes, what they share, what begins and ends with it."""
 
+import asyncio
+import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 
 from fastapi import FastAPI
 
-from nightschool import __version__
+from nightschool import __version__, uploads
+from nightschool.errors import NightschoolError
 from nightschool.server import (
     chats,
     completions,
@@ -27,6 +30,9 @@ from nightschool.server.problems import LastResort, add_handlers
 from nightschool.server.security import Gate, check_address
 from nightschool.server.state import State
 from nightschool.settings import ServeSettings
+from nightschool.store import open_store
+
+log = logging.getLogger("nightschool.server")
 
 
 def create_app(settings: ServeSettings) -> FastAPI:
@@ -69,8 +75,18 @@ def create_app(settings: ServeSettings) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     state: State = app.state.nightschool
+    await asyncio.to_thread(_sweep)
     state.supervisor.start()
     try:
         yield
     finally:
         await state.close()
+
+
+def _sweep() -> None:
+    """Remove what uploads to an earlier server left when it was killed; without it all else works."""
+    try:
+        with closing(open_store()) as db:
+            uploads.sweep(db)
+    except (NightschoolError, OSError):  # the store is held by another command, or the disk is full
+        log.exception("what earlier uploads left cannot be removed; the next start tries again")

@@ -141,7 +141,11 @@ class Models(BaseModel):
 
 @router.get("/v1/models")
 def list_models() -> Models:
-    """List bases and adapters. Stacks of them (`ember+home@0.5+style`) work too, and are too many to list."""
+    """List bases and adapters.
+
+    Stacks (`ember+home@0.5+style`) work too, and are too many to list; checkpoints are listed with their
+    fine-tuning job.
+    """
     return Models(data=list(_listed()))
 
 
@@ -156,7 +160,7 @@ def _listed() -> Iterator[Model]:
     bases = {base.name: base for base in list_bases() if base.path.is_file()}
     for base in bases.values():
         yield Model(id=base.name, created=_created(Target(base.name, base)), owned_by="nightschool")
-    for adapter in list_adapters():
+    for adapter in list_adapters(snapshots=False):
         name = str(adapter.card.get("base", {}).get("name", ""))
         if name in bases:
             target = Target(_served_name(adapter, name), bases[name], ((adapter.name, 1.0),))

@@ -7,7 +7,7 @@
     GET    /sources/{id}                        SourceText
     DELETE /sources/{id}?rebuild=true|false     Forgotten
     POST   /ask                                 Question → Answer
-    GET    /study/plan?minutes=&name=&base=     StudyPlan
+    POST   /study/plan                          StudyOrder → StudyPlan; nothing is queued
     POST   /study                               StudyOrder → Job
     GET    /jobs                                Jobs, newest first
     GET    /jobs/{id}                           Job

@@ -29,7 +29,7 @@ router = APIRouter()
 @router.get("/adapters")
 def adapters() -> shapes.Adapters:
     """List the adapters that are in use and the candidates beside them."""
-    every = list_adapters()
+    every = list_adapters(snapshots=False)
     names = {adapter.name for adapter in every}
     shown = [described(adapter, names) for adapter in every if not adapter.name.endswith((PREVIOUS, SWAP))]
     return shapes.Adapters(adapters=shown)

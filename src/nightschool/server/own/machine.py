@@ -42,7 +42,7 @@ def status(here: Here, db: Store) -> shapes.Status:
         job=shown(db, job) if job else None,
         chatting=here.engines.chatting.is_active,
         sources=sources,
-        adapters=len(list_adapters()),
+        adapters=len(list_adapters(snapshots=False)),
     )
 
 

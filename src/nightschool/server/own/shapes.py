@@ -241,11 +241,11 @@ class StudyPlan(BaseModel):
     epochs: float = Field(description="How often the lessons can be seen in the time")
     waits: int = Field(description="Chunks that would wait for the next study")
     measured: bool = Field(description="Whether an earlier study on this base gave the speeds")
-    unfinished: bool = Field(description="Whether it would go on with a study that was stopped")
+    unfinished: bool = Field(description="Whether there is a stopped study; it goes on unless `restart`")
 
 
 class StudyOrder(Asked):
-    """A study to queue: for so many minutes, or until HH:MM."""
+    """A study to queue, or to plan: for so many minutes, or until HH:MM."""
 
     name: Annotated[str, Field(pattern=NAME)] = "notes"
     sources: Annotated[list[int | str], Field(max_length=10_000)] | None = Field(

@@ -1,16 +1,17 @@
 """Studies: what one would do now, and putting one into the queue.
 
-The spec of a job of kind "study" or "rebuild" is study.StudyOrder's fields and `restart`.
+The spec of a job of kind "study" or "rebuild" is study.StudyOrder's fields, `restart`, and `until`: the
+moment by which it is to be done, in seconds since 1970.
 """
 
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter
 
 from nightschool import jobs
 from nightschool.errors import NightschoolError
@@ -18,6 +19,7 @@ from nightschool.forget import read_due
 from nightschool.hub import Base, base_hash, describe
 from nightschool.lessonbook import Lessonbook
 from nightschool.library import Source, list_sources
+from nightschool.pace import MIN_TRAINING_S, PREPARING_SHARE, WRITING_SHARE, epochs_in, wanted_epochs
 from nightschool.server.database import Store
 from nightschool.server.models import resolve
 from nightschool.server.own import shapes
@@ -34,8 +36,6 @@ WRITING_S = 1.5  # a chunk, by a base of EMBER_PARAMETERS
 TOKENS_A_SECOND = 3000.0  # trained
 EXAM_S = 30.0
 EMBER_PARAMETERS = 5.6e6
-WRITING_SHARE = 0.5  # of the time, at most (study.WRITING_SHARE)
-TRAINING_SHARE = 0.8
 
 router = APIRouter()
 
@@ -46,46 +46,67 @@ class Speeds:
 
     tokens_a_chunk: float
     writing_s: float  # a chunk
-    tokens_per_s: float
-    exam_s: float
+    reading_tokens_per_s: float  # of lessons that the teacher reads with their passages
+    tokens_per_s: float  # trained
+    exam_s: float  # and what else there is
     measured: bool
 
 
-@router.get("/study/plan")
-def study_plan(
-    here: Here,
-    db: Store,
-    minutes: Annotated[float, Query(gt=0, le=7 * 24 * 60)] = StudySettings().minutes,
-    name: Annotated[str, Query(pattern=shapes.NAME)] = "notes",
-    base: Annotated[str, Query(max_length=200)] | None = None,
-) -> shapes.StudyPlan:
-    """Say what a study would do now, and about how long it would take."""
-    chosen = base_of(base, here)
-    book = Lessonbook(db, base_hash(chosen.path))
-    sources = book.sources(learned_by=name)
+@router.post("/study/plan")
+def study_plan(order: shapes.StudyOrder, here: Here, db: Store) -> shapes.StudyPlan:
+    """Say what this very order would do now, and about how long it would take."""
+    base = base_of(order.base, here)
+    book = Lessonbook(db, base_hash(base.path))
+    spec = spec_of(order, list_sources(db))
+    settings = StudySettings(**spec["settings"])
+    if spec["until"] is not None:
+        settings = replace(settings, minutes=(spec["until"] - time.time()) / 60)
+    sources = book.sources(spec["sources"], learned_by=order.name)
+    unfinished = book.unfinished(order.name)
+    if unfinished and not order.restart:  # it goes on as it was planned, but for the time
+        sources = book.sources_by_id(unfinished.plan["sources"])
+        settings = replace(StudySettings(**unfinished.plan["settings"]), minutes=settings.minutes)
     chunks, new = book.count_chunks(sources), len(book.unwritten(sources))
-    speeds = speeds_of(db, book, chosen)
-    budget_s = minutes * 60
-    written = min(new, max(1, int(budget_s * WRITING_SHARE / speeds.writing_s))) if new else 0
-    studied = chunks - new + written
-    tokens = round(studied * speeds.tokens_a_chunk)
-    left_s = max(0.0, budget_s - written * speeds.writing_s)
-    wanted = StudySettings().epochs
-    affordable = left_s * TRAINING_SHARE * speeds.tokens_per_s / tokens if tokens else wanted
-    epochs = min(wanted, affordable)
-    seconds = written * speeds.writing_s + tokens * epochs / speeds.tokens_per_s + speeds.exam_s
+    speeds = speeds_of(db, book, base)
+    forecast = foresee(settings, speeds, chunks=chunks, new=new)
     return shapes.StudyPlan(
         sources=len(sources),
         chunks=chunks,
         new_chunks=new,
-        lesson_tokens=tokens,
-        minutes=minutes,
-        expected_minutes=round(min(seconds, budget_s) / 60, 1) if studied else 0.0,
-        epochs=round(epochs, 2),
-        waits=new - written,
+        lesson_tokens=forecast.tokens,
+        minutes=round(settings.minutes, 1),
+        expected_minutes=round(forecast.seconds / 60, 1),
+        epochs=round(forecast.epochs, 2),
+        waits=forecast.waits,
         measured=speeds.measured,
-        unfinished=book.unfinished(name) is not None,
+        unfinished=unfinished is not None,
     )
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What comes of a study, about; `waits`: chunks that are not written about in the time."""
+
+    tokens: int
+    epochs: float
+    seconds: float
+    waits: int
+
+
+def foresee(settings: StudySettings, speeds: Speeds, *, chunks: int, new: int) -> Forecast:
+    """Go through the stages of a study of so many chunks, `new` of them not written about yet."""
+    budget_s = settings.minutes * 60
+    written = min(new, max(1, int(budget_s * WRITING_SHARE / speeds.writing_s)))
+    tokens = round((chunks - new + written) * speeds.tokens_a_chunk)
+    if not tokens:
+        return Forecast(0, wanted_epochs(settings, 1), 0.0, 0)
+    preparing_s = written * speeds.writing_s
+    if settings.distil:
+        most_s = max((budget_s - preparing_s) * PREPARING_SHARE, MIN_TRAINING_S)
+        preparing_s += min(tokens / speeds.reading_tokens_per_s, most_s)
+    epochs = epochs_in(budget_s - preparing_s, settings, tokens, tokens_per_s=speeds.tokens_per_s)
+    seconds = preparing_s + tokens * epochs / speeds.tokens_per_s + speeds.exam_s
+    return Forecast(tokens, epochs, min(seconds, budget_s), new - written)
 
 
 def base_of(name: str | None, here: State) -> Base:
@@ -99,7 +120,9 @@ def base_of(name: str | None, here: State) -> Base:
 def speeds_of(db: Database, book: Lessonbook, base: Base) -> Speeds:
     """What earlier studies on a base took, or a guess from its size where there was none."""
     size = describe(base).parameters / EMBER_PARAMETERS
-    guess = Speeds(TOKENS_A_CHUNK, WRITING_S * max(1.0, size), TOKENS_A_SECOND / size, EXAM_S * size, False)
+    trained = TOKENS_A_SECOND / size
+    # A pass over a lesson with its passage takes about as long as a step of training on the lesson alone.
+    guess = Speeds(TOKENS_A_CHUNK, WRITING_S * max(1.0, size), trained, trained, EXAM_S * size, False)
     known = get_note(db, f"tokens_per_s {book.base_hash}")
     row = db.execute(
         "select plan, figures from studies where base_hash = ? and stage = 'done'"
@@ -112,11 +135,13 @@ def speeds_of(db: Database, book: Lessonbook, base: Base) -> Speeds:
     chunks = book.count_chunks(book.sources_by_id(planned["sources"]))
     written, writing_s = figures.get("chunks_written", 0), figures.get("writing_s", 0.0)
     training_s = figures.get("training", {}).get("seconds", 0.0)
+    reading_s = figures.get("reading_s", 0.0)
     return Speeds(
         tokens_a_chunk=figures["lesson_tokens"] / chunks if chunks else guess.tokens_a_chunk,
         writing_s=max(1e-3, writing_s / written) if written else guess.writing_s,
+        reading_tokens_per_s=figures["lesson_tokens"] / reading_s if reading_s else float(known),
         tokens_per_s=float(known),
-        exam_s=max(1.0, figures.get("seconds", 0.0) - writing_s - training_s),
+        exam_s=max(1.0, figures.get("seconds", 0.0) - writing_s - reading_s - training_s),
         measured=True,
     )
 
@@ -138,20 +163,24 @@ class Wanted:
 def study(order: shapes.StudyOrder, here: Here, db: Store) -> shapes.Job:
     """Queue a study: lessons are written and checked, an adapter is trained, examined, and put to use."""
     base = base_of(order.base, here)
-    if order.minutes is not None and order.until is not None:
-        raise ApiError(400, "Give `minutes` or `until`, not both.", param="until")
     known = list_sources(db)
+    spec = spec_of(order, known)
     if not known:
         raise NightschoolError("There is nothing to study yet: remember some notes first.")
-    now = datetime.now()
-    minutes = minutes_until(order.until, now) if order.until else order.minutes
-    spec = {
-        "sources": [] if order.sources is None else named(order.sources, known),
-        "settings": {} if minutes is None else {"minutes": minutes},
-        "restart": order.restart,
-    }
     (job,) = queue_again(db, here, [Wanted(order.name, base.name, spec)])
     return shown(db, job)
+
+
+def spec_of(order: shapes.StudyOrder, known: Sequence[Source]) -> dict[str, Any]:
+    """What the job is told to do. Raises ApiError for what does not go together, or is not there."""
+    if order.minutes is not None and order.until is not None:
+        raise ApiError(400, "Give `minutes` or `until`, not both.", param="until")
+    return {
+        "sources": [] if order.sources is None else named(order.sources, known),
+        "settings": {} if order.minutes is None else {"minutes": order.minutes},
+        "until": when(order.until, datetime.now()).timestamp() if order.until else None,
+        "restart": order.restart,
+    }
 
 
 def named(wanted: Sequence[int | str], known: Sequence[Source]) -> list[str]:
@@ -167,11 +196,11 @@ def named(wanted: Sequence[int | str], known: Sequence[Source]) -> list[str]:
     return found
 
 
-def minutes_until(text: str, now: datetime) -> float:
-    """Minutes until the clock next shows HH:MM."""
+def when(text: str, now: datetime) -> datetime:
+    """When the clock next shows HH:MM."""
     hour, minute = (int(part) for part in text.split(":"))
     then = now.replace(hour=hour, minute=minute, second=0, microsecond=0)
-    return round(((then if then > now else then + timedelta(days=1)) - now).total_seconds() / 60, 1)
+    return then if then > now else then + timedelta(days=1)
 
 
 def queue_again(db: Database, here: State, wanted: Sequence[Wanted]) -> list[jobs.Job]:

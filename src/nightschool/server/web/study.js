@@ -53,15 +53,19 @@ export function offer(found) {
   byId("study-sources").replaceChildren(
     ...(boxes.length ? boxes : [element("p", { class: "hint" }, "None yet.")]),
   );
+  if (out.size) planSoon();
 }
 
-function minutes() {
-  if (!byId("until-hour").checked) return Number(byId("minutes").value);
-  const [hour, minute] = byId("until").value.split(":").map(Number);
-  const then = new Date();
-  then.setHours(hour, minute, 0, 0);
-  const left = (then - Date.now()) / 60_000;
-  return Math.max(1, Math.round(left > 0 ? left : left + 24 * 60));
+/** What is asked for, as the plan and the queue take it. */
+function wanted() {
+  const asked = { name: byId("study-name").value, restart: byId("restart").checked };
+  if (byId("study-base").value) asked.base = byId("study-base").value;
+  if (byId("until-hour").checked) asked.until = byId("until").value;
+  else asked.minutes = Number(byId("minutes").value);
+  const boxes = [...byId("study-sources").querySelectorAll("input")];
+  const ids = boxes.filter((box) => box.checked).map((box) => Number(box.value));
+  if (ids.length < sources.length) asked.sources = ids;
+  return asked;
 }
 
 // What it would do --------------------------------------------------------------------------------
@@ -72,11 +76,14 @@ function planSoon() {
 }
 
 async function drawPlan() {
-  const time = minutes();
-  if (!(time > 0) || !byId("study-name").validity.valid) return;
-  const asked = new URLSearchParams({ minutes: time, name: byId("study-name").value });
-  if (byId("study-base").value) asked.set("base", byId("study-base").value);
-  const plan = await attempt(byId("study-problem"), null, () => call("GET", `/study/plan?${asked}`));
+  const asked = wanted();
+  if (!(asked.until || asked.minutes > 0) || !byId("study-name").validity.valid) return;
+  if (asked.sources?.length === 0) {
+    byId("plan").textContent = "Choose at least one source.";
+    byId("study").disabled = true;
+    return;
+  }
+  const plan = await attempt(byId("study-problem"), null, () => call("POST", "/study/plan", asked));
   if (!plan) return;
   byId("plan").textContent = sentence(plan);
   byId("study").disabled = plan.sources === 0;
@@ -100,7 +107,7 @@ function sentence(plan) {
   if (!plan.measured) said.push("That is a guess: no study on this base was timed yet.");
   if (plan.waits) said.push(`${count(plan.waits, "passage")} would wait for the next study.`);
   if (running) said.push("It would begin when the study under way is done.");
-  else if (plan.unfinished) said.push("It goes on with the study that was stopped.");
+  else if (plan.unfinished && !byId("restart").checked) said.push("It goes on with the study that was stopped.");
   return said.join(" ");
 }
 
@@ -110,14 +117,7 @@ async function order(event) {
   event.preventDefault();
   const button = byId("study");
   if (button.getAttribute("aria-disabled")) return;
-  const wanted = { name: byId("study-name").value, restart: byId("restart").checked };
-  if (byId("study-base").value) wanted.base = byId("study-base").value;
-  if (byId("until-hour").checked) wanted.until = byId("until").value;
-  else wanted.minutes = Number(byId("minutes").value);
-  const boxes = [...byId("study-sources").querySelectorAll("input")];
-  const ids = boxes.filter((box) => box.checked).map((box) => Number(box.value));
-  if (ids.length < sources.length) wanted.sources = ids;
-  const job = await attempt(byId("study-problem"), button, () => call("POST", "/study", wanted));
+  const job = await attempt(byId("study-problem"), button, () => call("POST", "/study", wanted()));
   if (!job) return;
   byId("restart").checked = false;
   await tell(job);
