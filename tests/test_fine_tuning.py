@@ -224,12 +224,12 @@ def check_lists(client, older, newer):
 
 def test_a_tuned_model_can_be_trained_further(client, home):
     first = client.fine_tuning.jobs.create(
-        model="ember", training_file=upload(client).id, method=settings(12)
+        model="ember", training_file=upload(client).id, method=settings(12), seed=1
     )
     name = finished(client, first.id).fine_tuned_model
     file = upload(client, sums(8, first=50))
     second = client.fine_tuning.jobs.create(
-        model=name, training_file=file.id, hyperparameters={"n_epochs": 1, "batch_size": "auto"}
+        model=name, training_file=file.id, seed=1, hyperparameters={"n_epochs": 1, "batch_size": "auto"}
     )
     assert second.model == name
     done = finished(client, second.id)
