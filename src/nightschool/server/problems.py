@@ -1,4 +1,4 @@
-"""Every refusal as OpenAI's error body: {"error": {"message", "type", "param", "code"}}.
+"""Every refusal as OpenAI's error body: {"error": {"message", "type", "param", "code"}}, or Ollama's.
 
 Clients tell errors apart by status and code, so each class of ours has its own; messages are sentences for
 people and hold no paths.
@@ -33,6 +33,7 @@ WHERE = (("body",), ("query",), ("path",))
 OF_TYPES = re.compile(r"[A-Z]\w*|int|float|str|bool|constrained-.*|[a-z-]*\[.*", re.DOTALL)
 SHOULD_BE, WHY = "Input should be ", re.compile(", (?=unable|got)")
 UNREADABLE = "There was an error parsing the body"  # what FastAPI says of bytes that are no UTF-8
+OLLAMA = "/api/"
 TYPES = {401: AUTHENTICATION, 403: PERMISSION, 404: NOT_FOUND, 429: TOO_MANY}
 
 
@@ -55,8 +56,11 @@ def error_body(
 
 
 def error_response(
-    status: int, message: str, *, param: str | None = None, code: str | None = None
+    status: int, message: str, *, param: str | None = None, code: str | None = None, path: str = ""
 ) -> JSONResponse:
+    """The same as a response; under Ollama's paths its body is Ollama's."""
+    if path.startswith(OLLAMA):
+        return JSONResponse({"error": message}, status)
     return JSONResponse(error_body(status, message, param=param, code=code), status)
 
 
@@ -92,7 +96,9 @@ def add_handlers(app: FastAPI) -> None:
 
 async def _refused(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ApiError)
-    return error_response(error.status, error.message, param=error.param, code=error.code)
+    return error_response(
+        error.status, error.message, param=error.param, code=error.code, path=request.url.path
+    )
 
 
 async def _ours(request: Request, error: Exception) -> JSONResponse:
@@ -156,8 +162,9 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
         405: f"{request.url.path} does not take {request.method}.",
     }.get(error.status_code, str(error.detail))
     if error.detail == UNREADABLE:
-        return error_response(400, "The body is not valid JSON in UTF-8.", code="invalid_json")
-    response = error_response(error.status_code, said)
+        unreadable = ApiError(400, "The body is not valid JSON in UTF-8.", code="invalid_json")
+        return await _refused(request, unreadable)
+    response = await _refused(request, ApiError(error.status_code, said))
     response.headers.update(error.headers or {})
     return response
 
@@ -182,5 +189,6 @@ class LastResort:
             if has_begun or scope["type"] != "http":
                 raise
             log.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
-            response = error_response(500, "Something went wrong here; the server's log says what.")
+            said = "Something went wrong here; the server's log says what."
+            response = error_response(500, said, path=scope["path"])
             await response(scope, receive, send)

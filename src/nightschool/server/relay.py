@@ -71,12 +71,12 @@ class Out:
 
     async def fail(self, error: ApiError) -> None:
         """Say what went wrong, in the form that is still possible."""
-        details = {"param": error.param, "code": error.code}
+        param, code = error.param, error.code
         if self.has_begun:
-            await self.event(error_body(error.status, error.message, **details))
+            await self.event(error_body(error.status, error.message, param=param, code=code))
             await self.end()
         else:
-            await self.respond(error_response(error.status, error.message, **details))
+            await self.respond(error_response(error.status, error.message, param=param, code=code))
 
 
 Work = Callable[[Out], Awaitable[None]]
