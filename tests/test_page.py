@@ -321,6 +321,18 @@ def test_an_exam_is_shown_question_by_question_and_an_adapter_rolled_back_and_fo
     expect(page.get_by_text("home is gone.")).to_be_visible()
 
 
+@pytest.mark.parametrize("size", [PHONE, DESKTOP])
+def test_the_longest_figures_of_an_exam_stay_inside_their_row(browser, server, size):
+    shelve("home", before=1.0, after=1.0)
+    with visiting(browser, server, size=size) as page:
+        page.goto("/#exams")
+        expect(page.locator(".bars .values").first).to_have_text("100% → 100%")
+        assert page.locator(".bars .values").evaluate_all(OVERHANGS) == 0
+
+
+OVERHANGS = "(all) => all.filter((each) => each.scrollWidth > each.clientWidth).length"
+
+
 def test_models_says_what_fits_and_hands_out_adapters(page, home, tmp_path):
     shelve("home")
     go(page, "Models & adapters")
@@ -339,12 +351,12 @@ def remember(text: str, name: str) -> None:
     db.close()
 
 
-def shelve(name: str, *, after: float = 0.5) -> None:
+def shelve(name: str, *, before: float = 0.0, after: float = 0.5) -> None:
     """An adapter that changes nothing, with an exam of two questions."""
     file = open_gguf(find_base("ember").path)
     rows, columns = file.tensors["blk.0.attn_q.weight"].shape
     weights = {"blk.0.attn_q.weight": (np.zeros((2, columns), np.float32), np.zeros((rows, 2), np.float32))}
-    exam = {"recall_before": 0.0, "recall_after": after, "forgetting": 0.03, "fabrication": 0.0}
+    exam = {"recall_before": before, "recall_after": after, "forgetting": 0.03, "fabrication": 0.0}
     receipt = {"seconds": 61.0, "energy_j": 900.0, "energy_source": "estimated", "cost_eur": 0.0001}
     card = {
         "base": {"name": "ember"},
