@@ -141,7 +141,7 @@ def test_what_waits_is_paused_resumed_and_cancelled_at_once(db):
     assert jobs.ask(db, first.id, jobs.CANCEL).state == jobs.CANCELLED
     assert [job.id for job in jobs.list_jobs(db)] == [second.id, first.id]
     for wish in (jobs.PAUSE, jobs.RESUME, jobs.CANCEL):
-        with pytest.raises(JobState, match="cancelled already"):
+        with pytest.raises(JobState, match="was cancelled already"):
             jobs.ask(db, first.id, wish)
     with pytest.raises(NotFound, match="no job 'nobody'"):
         jobs.ask(db, "nobody", jobs.CANCEL)

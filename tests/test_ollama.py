@@ -198,6 +198,19 @@ def test_what_is_not_offered_is_refused_in_ollamas_words(server, client):
     assert (missing.status_code, list(missing.json())) == (404, ["error"])
 
 
+def test_what_is_refused_before_it_is_read_is_said_in_ollamas_words_too(server):
+    plain, unreadable = {"Content-Type": "text/plain"}, {"Content-Type": "application/json"}
+    for status, content, headers in (
+        (415, b"{}", plain),
+        (403, b"{}", unreadable | {"Origin": "https://elsewhere.example"}),
+        (403, b"{}", unreadable | {"Host": "elsewhere.example"}),
+        (400, b'{"model": "\xe9"}', unreadable),
+    ):
+        answer = httpx.post(server.url + "/api/chat", content=content, headers=headers)
+        assert answer.status_code == status
+        assert answer.json()["error"].endswith(".")
+
+
 def test_a_failure_in_the_midst_of_an_answer_is_its_last_line(client):
     with pytest.raises(ollama.ResponseError, match="context|tokens"):
         list(client.chat("ember", [{"role": "user", "content": "tree " * 3000}], stream=True))

@@ -15,6 +15,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, Request, expect, sync_playwright
 from serving import Serving, serving
 
+from nightschool import jobs
 from nightschool.adapters import save_adapter
 from nightschool.gguf import open_gguf
 from nightschool.hub import find_base
@@ -321,6 +322,30 @@ def test_an_exam_is_shown_question_by_question_and_an_adapter_rolled_back_and_fo
     expect(page.get_by_text("home is gone.")).to_be_visible()
 
 
+@pytest.mark.parametrize("size", [PHONE, DESKTOP])
+def test_the_longest_figures_of_an_exam_stay_inside_their_row(browser, server, size):
+    shelve("home", before=1.0, after=1.0)
+    with visiting(browser, server, size=size) as page:
+        page.goto("/#exams")
+        expect(page.locator(".bars .values").first).to_have_text("100% → 100%")
+        assert page.locator(".bars .values").evaluate_all(OVERHANGS) == 0
+
+
+OVERHANGS = "(all) => all.filter((each) => each.scrollWidth > each.clientWidth).length"
+
+
+def test_an_adapter_without_an_exam_shows_its_receipt_and_no_marks(page):
+    shelve("mine", after=None)
+    db = open_store()
+    id = jobs.add(db, jobs.FINE_TUNING, name="mine", model="ember", spec={}, state=jobs.VALIDATING).id
+    jobs.succeed(db, id, {"adapter": "mine"})
+    db.close()
+    go(page, "Teach")
+    page.get_by_role("link", name="See its receipt").click()
+    expect(page.locator(".exam")).to_contain_text("It sat no exam.")
+    expect(page.locator(".exam h3")).to_have_text(["Receipt"])
+
+
 def test_models_says_what_fits_and_hands_out_adapters(page, home, tmp_path):
     shelve("home")
     go(page, "Models & adapters")
@@ -339,21 +364,23 @@ def remember(text: str, name: str) -> None:
     db.close()
 
 
-def shelve(name: str, *, after: float = 0.5) -> None:
-    """An adapter that changes nothing, with an exam of two questions."""
+def shelve(name: str, *, before: float = 0.0, after: float | None = 0.5) -> None:
+    """An adapter that changes nothing, with an exam of two questions, or none where `after` is None."""
     file = open_gguf(find_base("ember").path)
     rows, columns = file.tensors["blk.0.attn_q.weight"].shape
     weights = {"blk.0.attn_q.weight": (np.zeros((2, columns), np.float32), np.zeros((rows, 2), np.float32))}
-    exam = {"recall_before": 0.0, "recall_after": after, "forgetting": 0.03, "fabrication": 0.0}
+    exam = {"recall_before": before, "recall_after": after, "forgetting": 0.03, "fabrication": 0.0}
     receipt = {"seconds": 61.0, "energy_j": 900.0, "energy_source": "estimated", "cost_eur": 0.0001}
     card = {
         "base": {"name": "ember"},
         "run": name,
-        "exam": exam,
+        "exam": {} if after is None else exam,
         "receipt": receipt | {"peak_rss_bytes": 10**9, "cpu_s": 60.0},
         "training": {"tokens": 50_000, "tokens_per_s": 820.0},
     }
     adapter = save_adapter(name, weights, alpha=4.0, rank=2, base=file, card=card)
+    if after is None:
+        return
     answers = [
         Answered("Where is the key?", "stove", "keys", "in a box", "behind the stove", False, True),
         Answered("Who mends the sails?", "Mira Holt", "sails", "a cat", "Josie", False, False),

@@ -319,6 +319,19 @@ def test_a_small_base_quotes_what_is_remembered_and_says_where_it_stands(client,
     assert noted == by_name.model_dump(exclude_none=True)["annotations"]
 
 
+def test_a_quotation_is_every_choice_and_takes_no_other_form(client, remembered):
+    asked = {"model": "ember:memory", "messages": QUESTION}
+    whole = ask(client, **asked, n=2)
+    assert ["behind the clock" in each.message.content for each in whole.choices] == [True, True]
+    said = ["", ""]
+    for chunk in ask(client, **asked, n=2, stream=True):
+        for choice in chunk.choices:
+            said[choice.index] += choice.delta.content or ""
+    assert said == [each.message.content for each in whole.choices]
+    with pytest.raises(openai.BadRequestError, match="word for word"):
+        ask(client, **asked, response_format={"type": "json_object"})
+
+
 def test_what_no_note_says_is_not_known(client, remembered):
     asked = [{"role": "user", "content": "What is the capital of Peru?"}]
     assert ask(client, model="ember:memory", messages=asked).choices[0].message.content == "I do not know."

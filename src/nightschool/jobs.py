@@ -172,7 +172,8 @@ def ask(db: Database, id: str, wish: str) -> Job:
     with transaction(db):
         job = find(db, id)
         if job.is_finished:
-            raise JobState(f"The job {id!r} has {job.state} already; there is nothing to {wish}.")
+            ended = "was cancelled" if job.state == CANCELLED else f"has {job.state}"
+            raise JobState(f"The job {id!r} {ended} already; there is nothing to {wish}.")
         if wish == RESUME:
             _resume(db, job)
         elif job.state == RUNNING:

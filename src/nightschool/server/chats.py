@@ -88,6 +88,13 @@ def _from_memory(here: State, target: Target, request: ChatRequest, body: dict[s
     """An answer with what is remembered before the model, or, where that is too small, a quotation."""
     if request.tools:
         raise ApiError(400, "Memory and tools do not go together: leave one out.", param="tools")
+    if "grammar" in body and citing.needs_quoting(target):
+        raise ApiError(
+            400,
+            f"{target.base.name!r} quotes notes word for word, in no other form: leave out memory or the"
+            " response_format.",
+            param="response_format",
+        )
 
     async def work(out: Out) -> None:
         if citing.needs_quoting(target):
@@ -106,7 +113,8 @@ def _from_memory(here: State, target: Target, request: ChatRequest, body: dict[s
 
 
 async def _speak(out: Out, request: ChatRequest, target: Target, found: dict[str, Any]) -> None:
-    body = choices.spoken(target, found["text"], fields={"annotations": found["annotations"]})
+    fields = {"annotations": found["annotations"]}
+    body = choices.spoken(target, found["text"], fields=fields, count=request.n or 1)
     if not request.stream:
         await out.json(body)
         return

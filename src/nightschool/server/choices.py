@@ -178,30 +178,29 @@ def _deltas(choice: Json, rewriter: Rewriter) -> list[tuple[Json, str | None]]:
 # Answers that no model is asked for ----------------------------------------------------------------
 
 
-def spoken(target: Target, text: str, *, fields: Mapping[str, Any]) -> Json:
-    """A chat.completion that says `text`."""
+def spoken(target: Target, text: str, *, fields: Mapping[str, Any], count: int = 1) -> Json:
+    """A chat.completion that says `text`, as often as choices were asked for."""
+    choice = {
+        "message": {"role": "assistant", "content": text, **fields},
+        "finish_reason": "stop",
+        "logprobs": None,
+    }
     return {
         "id": new_id("chatcmpl"),
         "object": "chat.completion",
         "created": int(time.time()),
         "model": target.name,
-        "choices": [
-            {
-                "index": 0,
-                "message": {"role": "assistant", "content": text, **fields},
-                "finish_reason": "stop",
-                "logprobs": None,
-            }
-        ],
+        "choices": [{"index": index, **choice} for index in range(count)],
         "usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
     }
 
 
 async def emit_spoken(body: Json, emit: Emit, *, with_usage: bool) -> None:
     """The same as chunks."""
-    choice = body["choices"][0]
     frame = {key: body[key] for key in ("id", "created", "model")} | {"object": "chat.completion.chunk"}
-    for delta, reason in ((choice["message"], None), ({}, "stop")):
-        await emit({**frame, "choices": [{"index": 0, "delta": delta, "finish_reason": reason}]})
+    for choice in body["choices"]:
+        for delta, reason in ((choice["message"], None), ({}, "stop")):
+            piece = {"index": choice["index"], "delta": delta, "finish_reason": reason}
+            await emit({**frame, "choices": [piece]})
     if with_usage:
         await emit({**frame, "choices": [], "usage": body["usage"]})

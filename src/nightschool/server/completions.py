@@ -51,7 +51,7 @@ class CompletionRequest(Sampling):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    suffix: Annotated[str, Field(max_length=0)] | None = Field(None, description="Not supported: leave empty")
+    suffix: Text | None = Field(None, description="Not supported: leave empty")
 
     @property
     def prompts(self) -> list[Prompt]:
@@ -125,6 +125,8 @@ async def create_completion(request: CompletionRequest, here: Here) -> Answer:
         raise ApiError(400, "Memory works in /v1/chat/completions.", param="model")
     if (request.best_of or 1) > (request.n or 1):
         raise ApiError(400, "best_of cannot be larger than n here.", param="best_of")
+    if request.suffix:
+        raise ApiError(400, "Texts go on at their ends here: leave `suffix` away.", param="suffix")
     _check_tokens(request.prompts, facts(target.base).vocabulary)
     work = _Work(here, target, request)
 

@@ -1,7 +1,7 @@
 """/v1/responses (OpenAI's newer API) and /v1/messages (Anthropic's): llama.cpp's own, handed on.
 
-What they say is reduced to what is known here before it goes on: text and calls, no images, no addresses.
-Nothing is kept between requests.
+What OpenAI's clients miss in the former is filled in (responses). What is asked is reduced to what is known
+here before it goes on: text and calls, no images, no addresses. Nothing is kept between requests.
 """
 
 from typing import Annotated, Any, Literal
@@ -9,12 +9,14 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
+from nightschool.engine import CTX_LIMIT
 from nightschool.server.chat_shapes import Asked, Format, Number, Schema, Stop, Text
 from nightschool.server.chats import talking
 from nightschool.server.facts import facts
 from nightschool.server.models import Target, resolve
 from nightschool.server.problems import ApiError
 from nightschool.server.relay import Answer, relay
+from nightschool.server.responses import Completing
 from nightschool.server.state import Here
 
 RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
@@ -106,7 +108,7 @@ class ResponsesTool(BaseModel):
 
 class ResponsesFormat(BaseModel):
     type: Literal["text", "json_object", "json_schema"] = "text"
-    name: str = ""
+    name: str | None = None
     schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
     strict: bool | None = None
 
@@ -145,6 +147,24 @@ class ResponsesRequest(Asked):
             schema = Schema.model_validate({"schema": wanted.schema_, "strict": wanted.strict})
         return Format(type=wanted.type, json_schema=schema).grammar()
 
+    def again(self, name: str) -> dict[str, Any]:
+        """What the response says again of the request; nothing of it is stored."""
+        format = (self.text and self.text.format) or ResponsesFormat()
+        asked = self.model_dump(include={"instructions", "max_output_tokens", "temperature", "top_p"})
+        return asked | {
+            "model": name,
+            "error": None,
+            "incomplete_details": None,
+            "metadata": {},
+            "parallel_tool_calls": self.parallel_tool_calls is not False,
+            "previous_response_id": None,
+            "store": False,
+            "text": {"format": format.model_dump(by_alias=True, exclude_none=True)},
+            "tool_choice": self.tool_choice or "auto",
+            "tools": [tool.model_dump() for tool in self.tools or []],
+            "truncation": "disabled",
+        }
+
 
 @router.post("/v1/responses")
 async def create_response(request: ResponsesRequest, here: Here) -> Answer:
@@ -160,7 +180,9 @@ async def create_response(request: ResponsesRequest, here: Here) -> Answer:
         check_tools(target, request.tools)
         body["tools"] = [tool.model_dump(exclude_none=True) for tool in request.tools]
     body["chat_template_kwargs"] = {"enable_thinking": bool((request.reasoning or {}).get("effort"))}
-    return relay(here.engines, target, RESPONSES, body)
+    context = here.settings.ctx or min(facts(target.base).context or CTX_LIMIT, CTX_LIMIT)
+    completing = Completing(request.again(target.name), context=context)
+    return relay(here.engines, target, RESPONSES, body, rewriting=completing)
 
 
 def _read(given: str | list[Item]) -> str | list[dict[str, Any]]:

@@ -8,17 +8,14 @@ belong to the command line.
 import hashlib
 import json
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from fastapi.routing import APIRoute
 
-from nightschool.errors import NightschoolError
 from nightschool.gguf import open_gguf
 from nightschool.hub import Base
 from nightschool.server import choices, citing, tools
@@ -38,7 +35,7 @@ from nightschool.server.ollama_shapes import (
     Show,
 )
 from nightschool.server.own.machine import describe_base
-from nightschool.server.problems import ApiError, as_api_error, validation_error
+from nightschool.server.problems import ApiError
 from nightschool.server.relay import Answer, Out, Work
 from nightschool.server.state import Here, State
 
@@ -49,25 +46,6 @@ COMPLETIONS = "/v1/completions"
 MARKS = 2  # tokens that a model may put before and after a text; all others have at least a byte
 
 Json = dict[str, Any]
-
-
-class InOllamasWords(APIRoute):
-    """Errors as Ollama has them: {"error": "…"}."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
-
-        async def handler(request: Request) -> Response:
-            try:
-                return await handle(request)
-            except ApiError as error:
-                return refused(error)
-            except NightschoolError as error:
-                return refused(as_api_error(error))
-            except RequestValidationError as error:
-                return refused(validation_error(error.errors()))
-
-        return handler
 
 
 def refused(error: ApiError) -> Response:
@@ -91,7 +69,7 @@ class Lines(Out):
             await self.respond(refused(error))
 
 
-router = APIRouter(prefix="/api", tags=["ollama"], route_class=InOllamasWords)
+router = APIRouter(prefix="/api", tags=["ollama"])
 
 
 # What is here -------------------------------------------------------------------------------------

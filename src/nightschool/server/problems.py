@@ -1,10 +1,12 @@
-"""Every refusal as OpenAI's error body: {"error": {"message", "type", "param", "code"}}.
+"""Every refusal as OpenAI's error body: {"error": {"message", "type", "param", "code"}}, or Ollama's.
 
 Clients tell errors apart by status and code, so each class of ours has its own; messages are sentences for
 people and hold no paths.
 """
 
 import logging
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -26,6 +28,12 @@ INVALID, SERVER, NOT_FOUND, AUTHENTICATION, PERMISSION, TOO_MANY = (
     "permission_error",
     "rate_limit_error",
 )
+# In what pydantic says: where a field was, a type's name among the fields', and how messages begin and end.
+WHERE = (("body",), ("query",), ("path",))
+OF_TYPES = re.compile(r"[A-Z]\w*|int|float|str|bool|constrained-.*|[a-z-]*\[.*", re.DOTALL)
+SHOULD_BE, WHY = "Input should be ", re.compile(", (?=unable|got)")
+UNREADABLE = "There was an error parsing the body"  # what FastAPI says of bytes that are no UTF-8
+OLLAMA = "/api/"
 TYPES = {401: AUTHENTICATION, 403: PERMISSION, 404: NOT_FOUND, 429: TOO_MANY}
 
 
@@ -48,8 +56,11 @@ def error_body(
 
 
 def error_response(
-    status: int, message: str, *, param: str | None = None, code: str | None = None
+    status: int, message: str, *, param: str | None = None, code: str | None = None, path: str = ""
 ) -> JSONResponse:
+    """The same as a response; under Ollama's paths its body is Ollama's."""
+    if path.startswith(OLLAMA):
+        return JSONResponse({"error": message}, status)
     return JSONResponse(error_body(status, message, param=param, code=code), status)
 
 
@@ -85,7 +96,9 @@ def add_handlers(app: FastAPI) -> None:
 
 async def _refused(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ApiError)
-    return error_response(error.status, error.message, param=error.param, code=error.code)
+    return error_response(
+        error.status, error.message, param=error.param, code=error.code, path=request.url.path
+    )
 
 
 async def _ours(request: Request, error: Exception) -> JSONResponse:
@@ -99,18 +112,47 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
 
 
 def validation_error(problems: Any) -> ApiError:
-    """The first problem that pydantic found, as OpenAI says it; where there is an unknown field, that one."""
-    first = next((each for each in problems if each["type"] == "extra_forbidden"), problems[0])
-    where = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
-    param = ".".join(where) or None
-    if first["type"] == "json_invalid":
+    """What pydantic found first, as OpenAI says it; where there is an unknown field, that one."""
+    unknown = [each for each in problems if each["type"] == "extra_forbidden" and _place(each) == _bare(each)]
+    alike = unknown[:1] or _alike(problems)
+    kind, param = alike[0]["type"], ".".join(_place(alike[0])) or None
+    if kind == "json_invalid":
         return ApiError(400, "The body is not valid JSON.", code="invalid_json")
-    if first["type"] == "extra_forbidden":
+    if kind == "extra_forbidden":
         return ApiError(400, f"Unknown parameter: {param!r}.", param=param, code="unknown_parameter")
-    if first["type"] == "missing":
+    if kind == "missing":
         said = f"Missing required parameter: {param!r}." if param else "The request needs a body."
         return ApiError(400, said, param=param, code="missing_required_parameter")
-    return ApiError(400, f"Invalid {param or 'request'}: {first['msg']}.", param=param, code="invalid_value")
+    return ApiError(400, f"Invalid {param or 'request'}: {_said(alike)}.", param=param, code="invalid_value")
+
+
+def _alike(problems: Any) -> list[Any]:
+    """What says most of the first field at fault: a value of none of several types has one for each."""
+    found = [each for each in problems if _place(each)[:1] == _place(problems[0])[:1]]
+    deepest = max(len(_place(each)) for each in found)
+    found = [each for each in found if len(_place(each)) == deepest]
+    found = [each for each in found if not each["type"].endswith("_type")] or found
+    return [each for each in found if _place(each) == _place(found[0])]
+
+
+def _bare(problem: Any) -> list[str]:
+    where = problem["loc"][1:] if problem["loc"][:1] in WHERE else problem["loc"]
+    return [str(part) for part in where]
+
+
+def _place(problem: Any) -> list[str]:
+    """Where a problem is as the client wrote it, without pydantic's names for types."""
+    field, *rest = _bare(problem) or [""]
+    return [part for part in (field, *(each for each in rest if not OF_TYPES.fullmatch(each))) if part]
+
+
+def _said(problems: Sequence[Any]) -> str:
+    """The message of a problem, or of all where the value may be one thing or another."""
+    said: list[str] = [each["msg"].replace(" after validation", "") for each in problems]
+    first, *others = dict.fromkeys(said)
+    if not others or not all(each.startswith(SHOULD_BE) for each in (first, *others)):
+        return first
+    return SHOULD_BE + " or ".join(WHY.split(each)[0].removeprefix(SHOULD_BE) for each in (first, *others))
 
 
 async def _http(request: Request, error: Exception) -> JSONResponse:
@@ -119,7 +161,10 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
         404: f"There is no {request.method} {request.url.path} here; docs/api.md lists what there is.",
         405: f"{request.url.path} does not take {request.method}.",
     }.get(error.status_code, str(error.detail))
-    response = error_response(error.status_code, said)
+    if error.detail == UNREADABLE:
+        unreadable = ApiError(400, "The body is not valid JSON in UTF-8.", code="invalid_json")
+        return await _refused(request, unreadable)
+    response = await _refused(request, ApiError(error.status_code, said))
     response.headers.update(error.headers or {})
     return response
 
@@ -144,5 +189,6 @@ class LastResort:
             if has_begun or scope["type"] != "http":
                 raise
             log.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
-            response = error_response(500, "Something went wrong here; the server's log says what.")
+            said = "Something went wrong here; the server's log says what."
+            response = error_response(500, said, path=scope["path"])
             await response(scope, receive, send)

@@ -1,7 +1,8 @@
 """Answers that take their time: whole or as server-sent events, ended when the client goes away.
 
 `relay` hands on llama.cpp's own answer, event by event and nearly byte by byte; only the model's name, which
-for llama.cpp is a path, becomes the one that the client used. `Answer` is for answers that are made here.
+for llama.cpp is a path, becomes the one that the client used, unless `rewriting` does more. `Answer` is for
+answers that are made here.
 
 A failure before the first byte is an error with its status; one after it is an event {"error": …}, which
 clients raise as they do the former, and there is no [DONE].
@@ -12,7 +13,7 @@ import json
 import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
@@ -70,12 +71,12 @@ class Out:
 
     async def fail(self, error: ApiError) -> None:
         """Say what went wrong, in the form that is still possible."""
-        details = {"param": error.param, "code": error.code}
+        param, code = error.param, error.code
         if self.has_begun:
-            await self.event(error_body(error.status, error.message, **details))
+            await self.event(error_body(error.status, error.message, param=param, code=code))
             await self.end()
         else:
-            await self.respond(error_response(error.status, error.message, **details))
+            await self.respond(error_response(error.status, error.message, param=param, code=code))
 
 
 Work = Callable[[Out], Awaitable[None]]
@@ -136,15 +137,41 @@ def event(body: Mapping[str, Any]) -> bytes:
 # llama.cpp's own answers --------------------------------------------------------------------------
 
 
-def relay(engines: Engines, target: Target, path: str, body: Mapping[str, Any]) -> Answer:
+class Rewriting(Protocol):
+    """Changes an answer on its way: the whole of it, or pieces of its stream, cut between events."""
+
+    def whole(self, content: bytes) -> bytes: ...
+    def events(self, piece: bytes) -> bytes: ...
+
+
+class Renaming:
+    """The model's name becomes the one that the client used."""
+
+    def __init__(self, name: str) -> None:
+        self._name = b'"model":' + json.dumps(name).encode().replace(b"\\", b"\\\\")
+
+    def whole(self, content: bytes) -> bytes:
+        return MODEL.sub(self._name, content)
+
+    events = whole
+
+
+def relay(
+    engines: Engines,
+    target: Target,
+    path: str,
+    body: Mapping[str, Any],
+    *,
+    rewriting: Rewriting | None = None,
+) -> Answer:
     """llama.cpp's answer to `body`, under the name that the client used."""
-    name = b'"model":' + json.dumps(target.name).encode().replace(b"\\", b"\\\\")
+    rewriting = rewriting or Renaming(target.name)
 
     async def work(out: Out) -> None:
         for last_try in (False, True):
             async with engines.lease(target) as lease:
                 try:
-                    await _hand_on(out, await lease.post(path, body, target.scales), name)
+                    await _hand_on(out, await lease.post(path, body, target.scales), rewriting)
                     return
                 except ConnectionBroken as error:
                     await engines.has_broken(lease)
@@ -154,16 +181,16 @@ def relay(engines: Engines, target: Target, path: str, body: Mapping[str, Any]) 
     return Answer(work)
 
 
-async def _hand_on(out: Out, reply: Reply, name: bytes) -> None:
+async def _hand_on(out: Out, reply: Reply, rewriting: Rewriting) -> None:
     try:
         if reply.headers.get("content-type", "").startswith("text/event-stream"):
             async for piece in whole_events(reply.pieces()):
-                await out.write(MODEL.sub(name, piece))
+                await out.write(rewriting.events(piece))
             await out.end()
         else:
             content = await reply.read()
             answer_of(reply.status, content)
-            await out.respond(_json(MODEL.sub(name, content)))
+            await out.respond(_json(rewriting.whole(content)))
     finally:
         reply.close()
 

@@ -81,7 +81,9 @@ class Gate:
         try:
             self._check(scope, headers, origin)
         except ApiError as error:
-            response: Response = error_response(error.status, error.message, code=error.code)
+            response: Response = error_response(
+                error.status, error.message, code=error.code, path=scope["path"]
+            )
             if error.status == 401:
                 response.headers["WWW-Authenticate"] = "Bearer"
             allowed = origin if origin and self._may_ask(origin, headers) else None

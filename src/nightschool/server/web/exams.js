@@ -56,7 +56,7 @@ function overview(adapters, chosen) {
   }));
   const untested = others
     .map((each) => element("a", { href: link(each) }, each.name))
-    .flatMap((each) => [" ", each]);
+    .flatMap((each, index) => [index ? ", " : " ", each]);
   return [
     ...(rows.length
       ? [
@@ -83,7 +83,7 @@ function report(adapter) {
     adapter.topics.length > 1
       ? [element("h3", {}, "By source"), beforeAfter(adapter.topics.map(topic), { hasKeys: false })]
       : null,
-    element("div", { class: "columns" }, marks(adapter), receipt(adapter)),
+    element("div", { class: "columns" }, adapter.recall_after === null ? null : marks(adapter), receipt(adapter)),
     questions(adapter),
   );
 }

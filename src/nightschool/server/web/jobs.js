@@ -244,6 +244,7 @@ function outcome({ state, name, model, error, result }) {
     after === null ? "" : ` It answers ${share(after)} of its exam without notes; before, ${share(before)}.`;
   const verdict =
     promoted === false ? `${name} was not put to use: ${reasons.join("; ")}.` : `${adapter} is in use.`;
+  const seen = after === null ? "See its receipt" : "See the exam";
   const talk = `#chat?${new URLSearchParams({ model: `${model}+${adapter}`, memory: "off" })}`;
   return [
     element("p", {}, verdict + knows),
@@ -251,7 +252,7 @@ function outcome({ state, name, model, error, result }) {
       "p",
       { class: "row" },
       element("a", { class: "button", href: talk }, "Ask it without the notes"),
-      element("a", { class: "button", href: `#exams/${encodeURIComponent(adapter)}` }, "See the exam"),
+      element("a", { class: "button", href: `#exams/${encodeURIComponent(adapter)}` }, seen),
     ),
   ];
 }
