@@ -1,5 +1,6 @@
 """Answers: what a model is given to read, what it can never be made to obey, citations, quotations."""
 
+import contextlib
 import json
 
 import pytest
@@ -211,6 +212,58 @@ def test_a_question_about_somebody_else_is_not_answered(db):
     remember_text(db, "Ann Hale is 83 years old. Bob Hale keeps bees.")
     assert quote("How old is Ann Hale?", Index(db)).text.startswith("“Ann Hale is 83 years old.")
     assert not quote("How old is Zebediah Quince?", Index(db)).known
+
+
+ALONE = """# The flat
+
+The boiler gets its yearly service in September. The wifi password is written on the back of the calendar.
+Callum from the ground floor keeps our spare key. The washing machine takes 55 minutes on the quick wash.
+"""
+
+
+@pytest.mark.parametrize(
+    ("question", "said"),
+    [
+        ("Where did we write down the wifi password?", "calendar"),
+        ("Who has the spare key?", "Callum"),
+        ("How long does a quick wash run?", "55 minutes"),
+        ("When does the boiler have to be serviced?", "September"),
+    ],
+)
+def test_a_note_that_is_the_only_one_answers_as_people_ask(question, said):
+    with contextlib.closing(open_store()) as db:
+        remember_text(db, ALONE)
+        assert said in quote(question, Index(db)).text
+        assert not quote("Which team does the vicar support?", Index(db)).known
+
+
+def test_half_a_name_is_somebody_else():
+    with contextlib.closing(open_store()) as db:
+        remember_text(db, "# People\n\nAnn Hale keeps bees. Ludo Farr keeps goats.\n")
+        assert "bees" in quote("What does Ann Hale keep?", Index(db)).text
+        assert not quote("What does Ann Farrow keep?", Index(db)).known
+
+
+class Pointing:
+    """A reader that always says the same."""
+
+    def __init__(self, said):
+        self.said = said
+
+    def chat(self, messages, **sampling):
+        return self.said
+
+
+def test_what_a_small_base_points_at_counts_where_the_words_allow_it():
+    with contextlib.closing(open_store()) as db:
+        remember_text(
+            db, "# Hens\n\nAnn feeds the hens at noon. Ann feeds the geese at dawn. Ludo likes tea.\n"
+        )
+        asked = "When does Ann feed them?"
+        assert quote(asked, Index(db), Pointing("Ann feeds the geese at dawn.")).text == (
+            "“Ann feeds the geese at dawn.” [1]"
+        )
+        assert "tea" not in quote(asked, Index(db), Pointing("Ludo likes tea.")).text
 
 
 def test_names_are_capitals_but_the_first_and_numbers():

@@ -16,13 +16,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from nightschool.check import READ, Item, contains, judge
-from nightschool.chunks import SEPARATOR
 from nightschool.engine import Engine
 from nightschool.errors import ContextFull
 from nightschool.gguf import GGUFFile, open_gguf
 from nightschool.hub import Base, describe
 from nightschool.index import WORD, Hit, Index, content_words, found_in
-from nightschool.quoting import best_quotation, sentences
+from nightschool.quoting import best_quotation, scored
 
 UNKNOWN = "I do not know."
 CONTEXT_TOKENS = 600
@@ -34,7 +33,8 @@ READING_PARAMETERS = 100_000_000  # smaller bases do not find an answer in a tex
 # What a chunk must have of a question's words (by their weight), and of its names and numbers, to fit:
 # measured on XQuAD, with and without the articles that have the answers (bench/RESULTS.md).
 MIN_COVERAGE = 0.2
-MIN_NAMES = 1 / 3
+MIN_NAMES = 0.6
+LIKELY = 0.75  # of the best sentence's score: what a small base points at must not be further below
 NAME_WEIGHT = 2.0  # a sentence about the right person is nearer than one about the right thing
 CONTROL, USER_DEFINED = 3, 4  # kinds of tokens in a GGUF
 INSTRUCTIONS = (
@@ -112,17 +112,20 @@ def quote(question: str, index: Index, reader: Engine | None = None) -> Answer:
     best = best_quotation(question, hits, heavier)
     if best is None or not fits(question, best.hit, weights):
         return Answer(UNKNOWN, known=False, seconds=time.perf_counter() - start_s)
-    pointed = pointed_at(question, hits[0], reader) if reader else ""
+    pointed = pointed_at(question, hits[0], heavier, reader) if reader else ""
     hit = hits[0] if pointed else best.hit
     citation = Citation(1, hit.source, hit.heading, hit.text.strip())
     text = f"“{pointed or best.text}” [1]"
     return Answer(text, (citation,), quoted=True, seconds=time.perf_counter() - start_s)
 
 
-def pointed_at(question: str, hit: Hit, reader: Engine) -> str:
-    """The sentence of a chunk that holds what a base answers from it; empty where the check denies it."""
-    said = [text for text in sentences(hit.text) if text not in hit.heading.split(SEPARATOR)]
-    passage = " ".join(said)
+def pointed_at(question: str, hit: Hit, weights: Mapping[str, float], reader: Engine) -> str:
+    """The sentence of a chunk that holds what a base answers from it.
+
+    Empty where the check denies the answer, or another sentence has far more of the question's words.
+    """
+    texts, scores = scored(question, hit, weights)
+    passage = " ".join(texts)
     asked = {"role": "user", "content": READ.format(passage=passage, question=question)}
     try:
         reply = reader.chat([asked], temperature=0.0, max_tokens=POINTING_TOKENS)
@@ -131,7 +134,8 @@ def pointed_at(question: str, hit: Hit, reader: Engine) -> str:
     verdict = judge(Item(passage, question, "", origin="model"), reply)
     if not verdict.is_kept:
         return ""
-    return next((text for text in said if contains(text, verdict.item.value)), "")
+    likely = [text for text, score in zip(texts, scores, strict=True) if score >= LIKELY * max(scores)]
+    return next((text for text in likely if contains(text, verdict.item.value)), "")
 
 
 def fits(question: str, hit: Hit, weights: Mapping[str, float]) -> bool:

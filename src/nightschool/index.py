@@ -33,6 +33,7 @@ STOP_WORDS = frozenset(
 WORD = re.compile(r"[^\W_]+")
 # Weights of title, heading and text in BM25.
 BM25 = "bm25(chunks_fts, 0.5, 1.0, 1.0)"
+UNSEEN = 10  # chunks that are counted beside those that are there
 MAX_WORDS = 32  # of a question
 MAX_ROWS = 4000  # ranked for a question by its rarer words: 4 µs each
 CANDIDATES = 50  # of each ranking
@@ -103,8 +104,12 @@ class Index:
         return self._hits(fuse(rankings)[:limit], weights)
 
     def weights(self, words: Sequence[str]) -> dict[str, float]:
-        """What each word says: its inverse document frequency, as BM25 has it, never below a little."""
-        total = self.size
+        """What each word says: its inverse document frequency, as BM25 has it, never below a little.
+
+        UNSEEN chunks without any of the words are counted too: else, where there are only a few, a word that
+        stands in one says nothing, and a word that stands in none says all.
+        """
+        total = self.size + UNSEEN
         return {word: max(0.1, math.log((total + 1) / (self._count(word) + 0.5))) for word in words}
 
     def _count(self, word: str) -> int:
@@ -146,7 +151,7 @@ class Index:
         kept: list[str] = []
         rows = 0.0
         for word in sorted(weights, key=lambda word: -weights[word]):
-            rows += (self.size + 1) / math.exp(weights[word])
+            rows += (self.size + UNSEEN + 1) / math.exp(weights[word])
             if kept and rows > MAX_ROWS:
                 break
             kept.append(word)

@@ -57,13 +57,7 @@ def best_quotation(question: str, hits: Sequence[Hit], weights: Mapping[str, flo
     """
     best: tuple[float, Quotation] | None = None
     for rank, hit in enumerate(hits):
-        headings = hit.heading.split(SEPARATOR)
-        texts = [text for text in sentences(hit.text) if text not in headings]
-        worths = _worths(hit, texts, weights)
-        scores = [
-            sum(weights[word] * share for word, share in worth.items()) + _kind(question, text)
-            for text, worth in zip(texts, worths, strict=True)
-        ]
+        texts, scores = scored(question, hit, weights)
         if not scores:
             continue
         at = max(range(len(texts)), key=lambda at: (scores[at], -at))
@@ -71,6 +65,17 @@ def best_quotation(question: str, hits: Sequence[Hit], weights: Mapping[str, flo
         if best is None or score > best[0]:
             best = score, Quotation(_passage(texts, scores, at), hit)
     return best[1] if best else None
+
+
+def scored(question: str, hit: Hit, weights: Mapping[str, float]) -> tuple[list[str], list[float]]:
+    """The sentences of a chunk, and how well each answers the question."""
+    headings = hit.heading.split(SEPARATOR)
+    texts = [text for text in sentences(hit.text) if text not in headings]
+    scores = [
+        sum(weights[word] * share for word, share in worth.items()) + _kind(question, text)
+        for text, worth in zip(texts, _worths(hit, texts, weights), strict=True)
+    ]
+    return texts, scores
 
 
 def _worths(hit: Hit, texts: Sequence[str], weights: Mapping[str, float]) -> list[dict[str, float]]:
