@@ -20,12 +20,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from made_up_notes import Asked, drain, write_pages
+from made_up_notes import Asked, write_pages
 
 from nightschool.adapters import Stack, stack_paths
 from nightschool.answer import Memory, can_read, quote
 from nightschool.cli._progress import show
 from nightschool.engine import Engine
+from nightschool.events import result_of
 from nightschool.exam import Question, examine, is_right
 from nightschool.forget import all_due, forget
 from nightschool.hub import find_base
@@ -72,7 +73,7 @@ def measure(given: argparse.Namespace, home: Path) -> dict[str, Any]:
     )
     db = open_store()
     began = time.perf_counter()
-    drain(remember(db, [folder]))
+    result_of(remember(db, [folder]))
     found: dict[str, Any] = {
         "base": given.base,
         "seed": given.seed,
@@ -129,7 +130,7 @@ def recall_by_page(asked: Sequence[Asked], given: argparse.Namespace) -> dict[st
     with Engine(
         find_base(given.base).path, adapters=stack_paths(stack), slots=8, threads=given.threads, ctx=512
     ) as engine:
-        answers = drain(examine(engine, questions, stack=stack.scales))
+        answers = result_of(examine(engine, questions, stack=stack.scales))
     pages: dict[str, list[bool]] = {}
     for each, answer in zip(asked, answers, strict=True):
         pages.setdefault(each.page, []).append(answer.right)

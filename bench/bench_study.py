@@ -30,7 +30,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from made_up_notes import drain, write_pages
+from made_up_notes import write_pages
 
 from nightschool.adapters import Stack
 from nightschool.check import LIGHT, READ, gist
@@ -38,6 +38,7 @@ from nightschool.decoders import read_config
 from nightschool.distil import Reading, expect, prepare
 from nightschool.engine import Engine
 from nightschool.evaluate import sit_exam
+from nightschool.events import result_of
 from nightschool.exam import Answer, Question, normalise
 from nightschool.gguf import open_gguf
 from nightschool.hub import base_hash, find_base
@@ -131,7 +132,7 @@ def measure(notes: Notes, given: argparse.Namespace) -> list[dict[str, Any]]:
     home = Path(os.environ["NIGHTSCHOOL_HOME"])
     settings = StudySettings(threads=given.threads, exam=0, dev=0)
     db = open_store()
-    drain(remember(db, [notes.folder]))
+    result_of(remember(db, [notes.folder]))
     base = find_base(given.base)
     book = Lessonbook(db, base_hash(base.path))
     sources = book.sources()
@@ -139,13 +140,13 @@ def measure(notes: Notes, given: argparse.Namespace) -> list[dict[str, Any]]:
     reserved = frozenset(gist(question.question) for question in notes.exam)
     with Engine(base.path, slots=8, threads=given.threads, ctx=512) as engine:
         for chunk in chunks:
-            book.keep(chunk, drain(write_chunk(engine, chunk.text, settings)))
+            book.keep(chunk, result_of(write_chunk(engine, chunk.text, settings)))
         said = [rehearse(engine, number, seed=0) for number in range(REHEARSALS)]
         syllabus = divide(book.items(sources), settings, reserved=reserved)
         every = lessons(syllabus.facts, settings)
         readings = [Reading(each.question, each.answer, reading(each)) for each in every]
         limit = min(DEFAULT_MAX_TOKENS, read_config(open_gguf(base.path)).context)
-        pairs = drain(prepare(engine, readings, max_tokens=limit))
+        pairs = result_of(prepare(engine, readings, max_tokens=limit))
         made = variants(syllabus, [chunk.text for chunk in chunks], engine, given)
     print(f"{notes.name}: {len(chunks)} chunks, {len(syllabus.facts)} facts, {len(notes.exam)} questions")
     expected = home / "expected.npz"
@@ -229,10 +230,10 @@ def one_row(
         expected=expected if variant.distil else None,
         distil=variant.distil,
     )
-    adapter = drain(carry_out(order, find_run(order)))
+    adapter = result_of(carry_out(order, find_run(order)))
     stack = Stack(given.base, ((adapter.name, 1.0),))
     general = package_data("demo/general.txt")
-    found = drain(sit_exam(stack, notes.exam, before=True, general=general, slots=8))
+    found = result_of(sit_exam(stack, notes.exam, before=True, general=general, slots=8))
     assert found.answers_before is not None
     training = adapter.card["training"]
     return {

@@ -5,17 +5,13 @@ Made by the generator of recipes/ember, with seeds that no recipe uses; for the 
 
 import random
 import sys
-from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "recipes" / "ember")]
 
 import worlds  # noqa: E402
-
-Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -55,12 +51,3 @@ def write_pages(folder: Path, *, seed: int, pages: int, entities: int = 6, facts
             ]
         (folder / f"page{number:02}.md").write_text("\n".join(sections), encoding="utf-8")
     return asked
-
-
-def drain(events: Generator[Any, None, Value]) -> Value:
-    """Run work to its end and return what it returns."""
-    while True:
-        try:
-            next(events)
-        except StopIteration as end:
-            return end.value

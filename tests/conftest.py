@@ -37,6 +37,15 @@ def server(home):
         yield server
 
 
+@pytest.fixture(scope="module")
+def module_server(module_home):
+    """The same for all tests of a module."""
+    from serving import serving
+
+    with serving() as server:
+        yield server
+
+
 @pytest.fixture
 def client(server):
     """OpenAI's client of the server."""

@@ -8,20 +8,13 @@ from nightschool.datasets import Conversation, Message
 from nightschool.distil import Reading, expect, key_of, prepare, read_expected, with_expected
 from nightschool.engine import Engine
 from nightschool.errors import FileFormatError
+from nightschool.events import result_of
 from nightschool.gguf import open_gguf
 from nightschool.lessons import make_lessons
 from nightschool.model import Model
 
 TOP = 5
 NOTES = ("the tester is on the list", "another list is for the tester", "no tester is on it")
-
-
-def value_of(events):
-    while True:
-        try:
-            next(events)
-        except StopIteration as end:
-            return end.value
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +43,7 @@ def readings(engine):
 
 @pytest.fixture(scope="module")
 def pairs(engine, readings):
-    return value_of(prepare(engine, readings, max_tokens=256))
+    return result_of(prepare(engine, readings, max_tokens=256))
 
 
 def test_student_and_teacher_learn_the_same_tokens_after_different_questions(pairs, readings):
@@ -100,15 +93,15 @@ def test_expectations_are_found_by_the_lesson_in_any_order(model, pairs, engine,
     assert found[2].expected.tokens.shape == (int(lessons[2].targets.sum()), TOP)
     assert len({key_of(lesson) for lesson in lessons}) == 3
     other = Conversation((Message("user", "who?"), Message("assistant", "no.")))
-    (lesson,) = value_of(make_lessons([other], engine, max_tokens=256)).lessons
+    (lesson,) = result_of(make_lessons([other], engine, max_tokens=256)).lessons
     assert with_expected([lesson], tmp_path / "e.npz")[0].expected is None
 
 
 def test_a_reading_that_does_not_fit_is_left_out(engine, readings, pairs):
     room = max(len(asked.tokens) for asked, _ in pairs) + 1
-    assert value_of(prepare(engine, readings, max_tokens=room)) == []
+    assert result_of(prepare(engine, readings, max_tokens=room)) == []
     long = Reading("who?", "the tester.", "on the list " * 200 + "who?")
-    kept = value_of(prepare(engine, [readings[0], long, readings[1]], max_tokens=256))
+    kept = result_of(prepare(engine, [readings[0], long, readings[1]], max_tokens=256))
     assert [key_of(asked) for asked, _ in kept] == [key_of(asked) for asked, _ in pairs[:2]]
 
 

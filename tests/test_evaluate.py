@@ -12,6 +12,7 @@ from nightschool.attention import Documents
 from nightschool.engine import Engine
 from nightschool.errors import DataError, FileFormatError, NotFound
 from nightschool.evaluate import general_lessons, perplexity, sit_exam
+from nightschool.events import result_of
 from nightschool.exam import Question, is_right, load_exam, normalise
 from nightschool.gguf import open_gguf
 from nightschool.model import Model
@@ -82,14 +83,6 @@ def test_a_bad_exam_is_refused_with_all_its_lines(tmp_path, text, error, words):
 def test_a_missing_exam_is_named(tmp_path):
     with pytest.raises(NotFound, match="no exam"):
         load_exam(tmp_path / "none.jsonl")
-
-
-def result_of(events):
-    while True:
-        try:
-            next(events)
-        except StopIteration as end:
-            return end.value
 
 
 def test_perplexity_equals_a_plain_computation(tmp_path):

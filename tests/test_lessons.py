@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from nightschool.datasets import Conversation, Message, load_dataset
 from nightschool.engine import Engine
 from nightschool.errors import DataError
-from nightschool.events import Notice, Progress
+from nightschool.events import Notice, Progress, result_of
 from nightschool.lessons import Lesson, collate, make_lessons, pack, plan, rehearsed
 from nightschool.recipes import RECIPES
 
@@ -64,11 +64,8 @@ def conversation(*turns, **weights):
 def run(events):
     """The events and the result of a generator."""
     seen = []
-    while True:
-        try:
-            seen.append(next(events))
-        except StopIteration as stop:
-            return seen, stop.value
+    value = result_of(events, seen.append)
+    return seen, value
 
 
 def lessons_of(engine, *conversations, max_tokens=512, recipe=None):

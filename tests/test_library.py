@@ -12,7 +12,7 @@ import pytest
 from nightschool import library
 from nightschool.documents import read_document
 from nightschool.errors import FileFormatError, NotFound
-from nightschool.events import Notice, Progress
+from nightschool.events import Notice, Progress, result_of
 from nightschool.index import Index
 from nightschool.library import (
     find_sources,
@@ -44,11 +44,8 @@ def notes(tmp_path):
 def run(events):
     """The events and the value of a generator."""
     seen = []
-    while True:
-        try:
-            seen.append(next(events))
-        except StopIteration as end:
-            return seen, end.value
+    value = result_of(events, seen.append)
+    return seen, value
 
 
 def found(db, words):

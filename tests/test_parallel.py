@@ -5,15 +5,8 @@ import time
 
 import pytest
 
+from nightschool.events import result_of
 from nightschool.parallel import side_by_side
-
-
-def result_of(events):
-    try:
-        while True:
-            next(events)
-    except StopIteration as end:
-        return end.value
 
 
 def test_what_comes_of_each_is_in_order_whoever_is_done_first():

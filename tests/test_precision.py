@@ -10,7 +10,7 @@ from tiny import write_tiny
 from nightschool import memory, precision
 from nightschool.decoders import read_config, trainable_shapes
 from nightschool.errors import NightschoolError, NotEnoughMemory
-from nightschool.events import Notice
+from nightschool.events import Notice, result_of
 from nightschool.gguf import open_gguf
 from nightschool.lessons import Lesson
 from nightschool.model import Model
@@ -32,11 +32,8 @@ def lessons():
 
 def run(events):
     said = []
-    while True:
-        try:
-            said.append(next(events))
-        except StopIteration as end:
-            return end.value, [event.text for event in said if isinstance(event, Notice)]
+    value = result_of(events, said.append)
+    return value, [event.text for event in said if isinstance(event, Notice)]
 
 
 def test_the_fastest_precision_that_agrees_is_taken(file, lessons, monkeypatch):

@@ -1,10 +1,7 @@
 """What is wrong with a request, said in one sentence that names the field as the client wrote it."""
 
-from collections.abc import Iterator
-
 import httpx
 import pytest
-from serving import Serving, serving
 
 CHAT, COMPLETIONS, JOBS = "/v1/chat/completions", "/v1/completions", "/v1/fine_tuning/jobs"
 SEARCH = "/v1/vector_stores/vs_memory/search"
@@ -18,9 +15,8 @@ def home(module_home):
 
 
 @pytest.fixture(scope="module")
-def server(home) -> Iterator[Serving]:
-    with serving() as server:
-        yield server
+def server(module_server):
+    return module_server
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,10 @@
 """/v1/responses: all that OpenAI's clients read is there, held against the client's own types."""
 
 import json
-from collections.abc import Iterator
 
 import pytest
 from openai.types.responses import Response, ResponseFunctionToolCall, ResponseStreamEvent
 from pydantic import TypeAdapter
-from serving import Serving, serving
 
 from nightschool.server.responses import Completing
 
@@ -27,9 +25,8 @@ def home(module_home):
 
 
 @pytest.fixture(scope="module")
-def server(home) -> Iterator[Serving]:
-    with serving() as server:
-        yield server
+def server(module_server):
+    return module_server
 
 
 def completed(events):

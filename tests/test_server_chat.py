@@ -8,7 +8,6 @@ import openai
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from serving import Serving, serving
 from tiny import write_tiny
 
 from nightschool.answer import Citation, cited
@@ -46,9 +45,8 @@ def home(module_home):
 
 
 @pytest.fixture(scope="module")
-def server(home) -> Iterator[Serving]:
-    with serving() as server:
-        yield server
+def server(module_server):
+    return module_server
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from tiny import write_tiny
 from nightschool.adapters import find_adapter, list_adapters
 from nightschool.cli import main
 from nightschool.errors import NightschoolError, NotFound
-from nightschool.events import Notice, Progress, TrainStep
+from nightschool.events import Notice, Progress, TrainStep, result_of
 from nightschool.forget import all_due, forget
 from nightschool.hub import base_hash, find_base
 from nightschool.lessonbook import Lessonbook, files_of
@@ -127,14 +127,9 @@ def studied(studied_home, home):
 
 def drain(events):
     """Run work to its end: (what it returns, its notices)."""
-    notices = []
-    while True:
-        try:
-            event = next(events)
-        except StopIteration as end:
-            return end.value, notices
-        if isinstance(event, Notice):
-            notices.append(event.text)
+    seen = []
+    value = result_of(events, seen.append)
+    return value, [event.text for event in seen if isinstance(event, Notice)]
 
 
 def order(base, **changes):

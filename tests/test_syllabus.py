@@ -5,6 +5,7 @@ import json
 import pytest
 
 from nightschool.check import Item, gist, key
+from nightschool.events import result_of
 from nightschool.paths import package_data
 from nightschool.settings import StudySettings
 from nightschool.syllabus import FRAMES, divide, divide_in_turn, lesson_lines, lessons, some_lessons
@@ -21,11 +22,7 @@ def items():
 def drained(events):
     """(what the work returns, what it said)."""
     said = []
-    while True:
-        try:
-            said.append(next(events))
-        except StopIteration as end:
-            return end.value, said
+    return result_of(events, said.append), said
 
 
 def asked_in(lines):

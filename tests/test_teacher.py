@@ -8,6 +8,7 @@ from tiny import write_tiny
 
 from nightschool.engine import Engine
 from nightschool.errors import EngineError
+from nightschool.events import result_of
 from nightschool.settings import StudySettings
 from nightschool.teacher import Server, announcement, open_teacher
 from nightschool.writer import ITEMS_SCHEMA, structured_items
@@ -31,14 +32,6 @@ def url(engine):
     return str(httpx.URL(str(client.base_url)).copy_with(username="", password=key, path="/v1"))
 
 
-def drain(events):
-    while True:
-        try:
-            next(events)
-        except StopIteration as end:
-            return end.value
-
-
 def test_a_server_answers_as_the_engine_does(engine, url):
     messages = [{"role": "user", "content": "Where does Ada live?"}]
     with open_teacher(url, slots=2, threads=1) as teacher:
@@ -56,7 +49,7 @@ def test_what_a_random_teacher_writes_does_not_pass_the_check(engine, url):
     settings = StudySettings(wordings=1, slots=2, threads=1)
     with Server(url) as teacher:
         assert structured_items(teacher, TEXT, seed=1) == []  # cut short, or not about the text
-        verdicts = drain(write_chunk(engine, TEXT, settings, teacher=teacher))
+        verdicts = result_of(write_chunk(engine, TEXT, settings, teacher=teacher))
     assert {verdict.item.origin for verdict in verdicts if verdict.is_kept} == {"rules"}
 
 

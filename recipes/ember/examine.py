@@ -12,10 +12,10 @@ import math
 import os
 import random
 import tempfile
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import exams
 from documents import TELL
@@ -31,6 +31,7 @@ from nightschool.check import READ, Item, contains, is_question, judge
 from nightschool.engine import Engine
 from nightschool.evaluate import Question as Asked
 from nightschool.evaluate import general_lessons, perplexity, sit_exam
+from nightschool.events import result_of
 from nightschool.gguf import open_gguf
 from nightschool.library import remember
 from nightschool.model import Model
@@ -220,8 +221,10 @@ def learned(
     path = Path(os.environ["NIGHTSCHOOL_HOME"]) / "lessons.jsonl"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     order = Order(base=model, data=(path,), name="taught", settings=LESSONS, rehearsal=HERE / "rehearsal.txt")
-    done(carry_out(order, find_run(order, restart=True, replace_old=True)))
-    result = done(sit_exam(Stack(model, (("taught", 1.0),)), asked, general=package_data("demo/general.txt")))
+    result_of(carry_out(order, find_run(order, restart=True, replace_old=True)))
+    result = result_of(
+        sit_exam(Stack(model, (("taught", 1.0),)), asked, general=package_data("demo/general.txt"))
+    )
     return result.recall, result.forgetting or 0.0
 
 
@@ -248,14 +251,14 @@ def studied(model: str, notes: Path, name: str, asked: Sequence[Asked]) -> list[
     """Which questions are answered right, closed-book, after studying one page in a home of its own."""
     os.environ["NIGHTSCHOOL_HOME"] = str(Path(os.environ["NIGHTSCHOOL_HOME"]) / name)
     db = open_store()
-    done(remember(db, [notes]))
+    result_of(remember(db, [notes]))
     # Nothing is set aside: what is asked afterwards was written by somebody else.
     settings = StudySettings(
         minutes=20, exam=0, dev=0, min_gain=-1.0, max_forgetting=9.0, max_fabrication=9.0
     )
-    done(study(db, StudyOrder(base=model, name=name, settings=settings)))
+    result_of(study(db, StudyOrder(base=model, name=name, settings=settings)))
     db.close()
-    result = done(sit_exam(Stack(model, ((name, 1.0),)), asked))
+    result = result_of(sit_exam(Stack(model, ((name, 1.0),)), asked))
     return [contains(answer.reply, answer.question.answer) for answer in result.answers]
 
 
@@ -267,20 +270,11 @@ def english(model: str, folder: Path) -> list[Row]:
         path = Path(os.environ["NIGHTSCHOOL_HOME"]) / "held.txt"
         path.write_text("\n\n".join(texts), encoding="utf-8")
         with Engine(Path(model)) as engine:
-            lessons = done(general_lessons(path, engine))
+            lessons = result_of(general_lessons(path, engine))
         nats = math.log(perplexity(Model(open_gguf(Path(model)), "fp32"), {}, lessons))
         bits = nats * sum(int(lesson.targets.sum()) for lesson in lessons) / math.log(2)
         rows.append((f"bits a byte, held-out {what}", bits / path.stat().st_size, "–"))
     return rows
-
-
-def done(work: Generator[Any, None, Value]) -> Value:
-    """Run a piece of work to its end."""
-    while True:
-        try:
-            next(work)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
 
 
 if __name__ == "__main__":

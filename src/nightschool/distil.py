@@ -23,7 +23,7 @@ import torch
 from nightschool.datasets import Conversation, Message
 from nightschool.engine import Engine
 from nightschool.errors import FileFormatError
-from nightschool.events import Event, Progress
+from nightschool.events import Event, Progress, result_of
 from nightschool.lessons import Expected, Lesson, collate, make_lessons
 from nightschool.model import Model
 from nightschool.paths import atomic_write
@@ -73,12 +73,7 @@ def _lessons(engine: Engine, turns: Sequence[tuple[str, str]], *, max_tokens: in
     conversations = [
         Conversation((Message("user", question), Message("assistant", answer))) for question, answer in turns
     ]
-    events = make_lessons(conversations, engine, max_tokens=max_tokens)
-    while True:
-        try:
-            next(events)
-        except StopIteration as end:
-            return list(end.value.lessons)
+    return list(result_of(make_lessons(conversations, engine, max_tokens=max_tokens)).lessons)
 
 
 def expect(

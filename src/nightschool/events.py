@@ -4,8 +4,9 @@ Training, exams, conversions and downloads are generators of these. They print n
 them, a run's log stores them, and a caller may stop between any two.
 """
 
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 
 @dataclass(frozen=True)
@@ -53,3 +54,17 @@ class Validation:
 
 
 Event = Progress | Notice | TrainStep | Validation
+
+Result = TypeVar("Result")
+
+
+def result_of(
+    work: Generator[Event, None, Result], heard: Callable[[Event], object] = lambda event: None
+) -> Result:
+    """Do work to its end and return what comes of it; `heard` gets each event."""
+    while True:
+        try:
+            heard(next(work))
+        except StopIteration as end:
+            result: Result = end.value
+            return result

@@ -17,7 +17,7 @@ from collections.abc import Container, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from nightschool.check import Item, contains, gist, key, without_duplicates
-from nightschool.events import Progress
+from nightschool.events import Progress, result_of
 from nightschool.settings import StudySettings
 
 TASK, FACTS_AN_EVENT = "dividing the lessons", 256
@@ -136,13 +136,7 @@ def gists_of(facts: Sequence[Fact]) -> set[str]:
 
 def divide(items: Sequence[Item], settings: StudySettings, *, reserved: Container[str] = ()) -> Syllabus:
     """As `dividing`, for few items."""
-    events = dividing(items, settings, reserved=reserved)
-    while True:
-        try:
-            next(events)
-        except StopIteration as end:
-            made: Syllabus = end.value
-            return made
+    return result_of(dividing(items, settings, reserved=reserved))
 
 
 def dividing(
