@@ -228,6 +228,9 @@ class Terminal:
         return seen
 
     def type(self, text: str) -> None:
+        time.sleep(
+            0.2
+        )  # readline loses a Ctrl-C between its prompt and its waiting, where no person is as quick
         os.write(self.master, text.encode())
 
     def close(self) -> int:
