@@ -12,8 +12,10 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path_factory, monkeypatch):
+def home(request, tmp_path_factory, monkeypatch):
     """A fresh home folder: no test reads or writes the person's own."""
+    if request.node.get_closest_marker("one_server"):
+        return request.getfixturevalue("module_home")
     folder = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("NIGHTSCHOOL_HOME", str(folder))
     return folder
@@ -29,8 +31,11 @@ def module_home(tmp_path_factory):
 
 
 @pytest.fixture
-def server(home):
+def server(request, home):
     """A server with the settings that it has of itself."""
+    if request.node.get_closest_marker("one_server"):
+        yield request.getfixturevalue("module_server")
+        return
     from serving import serving  # most tests need none of what it imports
 
     with serving() as server:

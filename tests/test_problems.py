@@ -3,20 +3,12 @@
 import httpx
 import pytest
 
+pytestmark = pytest.mark.one_server
+
 CHAT, COMPLETIONS, JOBS = "/v1/chat/completions", "/v1/completions", "/v1/fine_tuning/jobs"
 SEARCH = "/v1/vector_stores/vs_memory/search"
 HELLO = {"messages": [{"role": "user", "content": "Hello"}]}
 ORDER = {"model": "ember", "training_file": "file-1"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def home(module_home):
-    return module_home
-
-
-@pytest.fixture(scope="module")
-def server(module_server):
-    return module_server
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ from pydantic import TypeAdapter
 
 from nightschool.server.responses import Completing
 
+pytestmark = pytest.mark.one_server
+
 EVENT: TypeAdapter[ResponseStreamEvent] = TypeAdapter(ResponseStreamEvent)
 ASKED = {
     "model": "ember",
@@ -17,16 +19,6 @@ ASKED = {
     "tools": [],
 }
 QUESTION = {"model": "ember", "input": "What is a boat?", "temperature": 0}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def home(module_home):
-    return module_home
-
-
-@pytest.fixture(scope="module")
-def server(module_server):
-    return module_server
 
 
 def completed(events):

@@ -18,6 +18,8 @@ from nightschool.paths import write_text
 from nightschool.server.citing import Citing
 from nightschool.store import open_store
 
+pytestmark = pytest.mark.one_server
+
 HELLO = [{"role": "user", "content": "Hello there"}]
 LONG = {"ignore_eos": True}
 WEATHER = {
@@ -39,18 +41,8 @@ WEATHER = {
 NOTES = "# Boats\n\nThe key of the boathouse hangs behind the clock. Mira Holt mends the sails in March.\n"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def home(module_home):
-    return module_home
-
-
 @pytest.fixture(scope="module")
-def server(module_server):
-    return module_server
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
+def engine(module_home) -> Iterator[Engine]:
     """What the server's answers are held against."""
     with Engine(find_base("ember").path) as engine:
         yield engine
@@ -288,7 +280,7 @@ def test_messages_answer_as_chats_do(server, engine):
 
 
 @pytest.fixture(scope="module")
-def remembered(home, tmp_path_factory):
+def remembered(module_home, tmp_path_factory):
     """A note in the home's memory."""
     note = tmp_path_factory.mktemp("notes") / "boats.md"
     note.write_text(NOTES)

@@ -21,7 +21,6 @@ model's own answers with the text in view are its best lessons (prompt distillat
 
 import json
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
@@ -34,7 +33,7 @@ from nightschool.decoders import read_config
 from nightschool.distil import Reading, expect, prepare
 from nightschool.engine import Engine
 from nightschool.errors import NightschoolError, NotFound
-from nightschool.events import Event, Notice, Progress
+from nightschool.events import Event, Notice, Progress, result_of
 from nightschool.exam import Question, load_exam
 from nightschool.examination import Examined, examine_study
 from nightschool.fit import fit_one
@@ -317,7 +316,7 @@ class Night:
     def syllabus(self) -> Syllabus:
         """The division of the kept items; made once a stage."""
         if self._syllabus is None:
-            deque(self.dividing(), maxlen=0)
+            result_of(self.dividing())
         assert self._syllabus is not None
         return self._syllabus
 
