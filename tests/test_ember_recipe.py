@@ -141,6 +141,53 @@ def test_frames_of_the_exam_are_none_of_training(rng):
     assert len({one.key for one in some_framed(rng, for_training(), 6)}) == 6
 
 
+def test_pages_say_what_is_asked_of_them_and_those_of_the_exam_are_none_of_training(rng):
+    from frames import pages, pages_for_exams, pages_for_training, some_of_page, trained
+
+    assert len(pages()) > 90 and len(pages_for_exams()) > 7
+    headings = [page.heading for page in pages()]
+    assert len(set(headings)) == len(headings)
+    assert not {page.heading for page in pages_for_exams()} & {page.heading for page in pages_for_training()}
+    assert not {frame.number for page in pages_for_exams() for frame in page.frames} & trained().keys()
+    for page in pages():
+        said, left_out = some_of_page(rng, page, 5)
+        assert len(said) == 5 and len(said + left_out) == len(page.frames)
+        asked = [question for one in said + left_out for each in one.asked for question in each.questions]
+        assert len(set(asked)) == len(asked), page.heading  # each question belongs to one sentence
+        for one in said + left_out:
+            for text in (one.statements[0], *one.asked[0].questions):
+                assert not set("{}|") & set(text), text
+            assert all(each.value.lower() in one.statements[0].lower() for each in one.asked)
+
+
+def test_a_sentence_of_a_plain_text_is_found_by_words_that_only_it_has(rng):
+    from passages import finding_chat, plain_runs
+
+    told = (
+        "The red fox sleeps under our garden shed. My uncle sold his boat to a dentist. Snow fell on the sea."
+    )
+    asked = "Nobody knows who painted the old bridge. Three geese cross the lane at noon. We burnt the cake again."
+    runs = plain_runs([told, asked, "Too short. Much too short."])
+    assert [len(run) for run in runs] == [3, 3]
+    for _ in range(50):
+        chat = text_of(finding_chat(rng, runs, most=6))
+        answers = re.findall(r"([^<>]+)<\|end\|>", chat)
+        found = [answer for answer in answers if answer != "Thank you. I have read it."]
+        assert found and all(chat.count(answer) > 1 and answer in told + asked for answer in found)
+
+
+def test_other_words_are_other_wordings_of_the_same(rng):
+    from frames import filled, for_training
+    from reading import rewording_chat
+
+    told = [filled(rng, frame) for frame in for_training()[:60] if len(frame.statements) > 1]
+    chat = text_of(rewording_chat(rng, told))
+    pairs = re.findall(r"Say it in other words: ([^<]+)<\|assistant\|>([^<]+)<", chat)
+    assert len(pairs) > 1
+    for given, other in pairs:
+        assert given != other and any({given, other} <= set(one.statements) for one in told)
+
+
 @pytest.mark.parametrize("name", SETS)
 def test_a_newcomers_notes_answer_their_questions_and_follow_no_wording_of_the_generator(name):
     import worlds
@@ -155,9 +202,9 @@ def test_a_newcomers_notes_answer_their_questions_and_follow_no_wording_of_the_g
         for relation in worlds.relations()
         for wording in relation.statements
     ]
-    from frames import FRAMES
+    from frames import FRAMES, PAGES
 
-    framed = FRAMES.read_text(encoding="utf-8")
+    framed = FRAMES.read_text(encoding="utf-8") + PAGES.read_text(encoding="utf-8")
     assert len(lines) == 10
     for item in map(json.loads, lines):
         assert item["question"] not in framed and item["sentence"] not in framed

@@ -79,7 +79,29 @@ def test_sentences_end_neither_at_titles_nor_in_numbers():
 @pytest.mark.parametrize(
     ("verb", "base"),
     [("works", "work"), ("carries", "carry"), ("watches", "watch"), ("has", "have"), ("goes", "go")]
-    + [("opened", "open"), ("moved", "move"), ("stopped", "stop"), ("married", "marry"), ("bought", "buy")],
+    + [("opened", "open"), ("moved", "move"), ("stopped", "stop"), ("married", "marry"), ("bought", "buy")]
+    + [
+        ("liked", "like"),
+        ("visited", "visit"),
+        ("decided", "decide"),
+        ("examined", "examine"),
+        ("gained", "gain"),
+    ]
+    + [("poured", "pour"), ("measured", "measure"), ("repaired", "repair"), ("repeated", "repeat")]
+    + [
+        ("agreed", "agree"),
+        ("argued", "argue"),
+        ("tied", "tie"),
+        ("served", "serve"),
+        ("rehearsed", "rehearse"),
+    ]
+    + [
+        ("travelled", "travel"),
+        ("smelled", "smell"),
+        ("called", "call"),
+        ("changed", "change"),
+        ("sent", "send"),
+    ],
 )
 def test_base_forms(verb, base):
     assert base_form(verb) == base

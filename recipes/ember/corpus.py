@@ -17,7 +17,8 @@ from documents import (
     name_chat,
 )
 from everyday import Told
-from frames import for_training, known_frames, some_framed
+from frames import known_frames, pages_for_training, some_framed, trained
+from passages import finding_chat, plain_runs
 from reading import (
     ask_chat,
     everyday_name_chat,
@@ -25,6 +26,8 @@ from reading import (
     household,
     household_document,
     notes_chat,
+    page_chat,
+    rewording_chat,
     roll,
     writing_chat,
 )
@@ -47,35 +50,41 @@ MIXTURES: dict[float, dict[str, int]] = {
         "household": 4,
         "notes": 18,
         "framed": 8,
+        "page": 4,
+        "finding": 4,
         "story_notes": 4,
         "roll": 12,
         "name": 4,
         "everyday_name": 4,
         "writing": 7,
+        "rewording": 4,
         "greeting": 1,
         "story": 7,
         "book": 5,
     },
     0.4: {
-        "known_chat": 17,
-        "known_text": 6,
-        "household": 5,
-        "notes": 18,
-        "framed": 16,
-        "story_notes": 4,
-        "ask": 4,
-        "roll": 6,
-        "name": 4,
-        "everyday_name": 5,
-        "writing": 9,
+        "known_chat": 12,
+        "known_text": 4,
+        "household": 4,
+        "notes": 20,
+        "framed": 12,
+        "page": 12,
+        "finding": 6,
+        "story_notes": 3,
+        "ask": 5,
+        "roll": 4,
+        "name": 3,
+        "everyday_name": 4,
+        "writing": 8,
+        "rewording": 8,
         "greeting": 1,
-        "story": 7,
-        "book": 5,
+        "story": 6,
+        "book": 4,
     },
 }
 LENGTHS = {0.0: 256, 0.4: 512}  # tokens a row, from a share of the time on
 LONG = 512
-FRAMED = {256: 4, 512: 12}  # at most so many notes in natural English in a document
+FRAMED = {256: 4, 512: 12}  # at most so many sentences in natural English in a document
 FRAMED_ABSENT = 0.15  # of the questions about them ask for what they do not say: it is the easy way out
 GENERAL = 0.6  # weight of stories and books: much to learn there, and facts must not drown in it
 STORY = ("Tell me a story.", "Please tell me a story.", "Can you tell me a story?", "I want to hear a story.")
@@ -100,9 +109,10 @@ class Corpus:
     ) -> None:
         self.tokenizer, self.people, self.facts = tokenizer, people, people.all_facts()
         self.stories, self.books = stories, books
-        self.frames = for_training()
+        self.frames, self.pages = list(trained().values()), pages_for_training()
         self.household = household(seed + 1) + known_frames(seed + 2)
         self.story_notes = from_stories(stories)
+        self.runs = plain_runs(stories + books)
         self.rng = random.Random(seed)
 
     def document(self, kind: str, *, length: int) -> Document:
@@ -118,12 +128,15 @@ class Corpus:
             "framed": lambda: notes_chat(
                 rng, self.framed(FRAMED[length]), most=FRAMED[length], absent=FRAMED_ABSENT
             ),
+            "page": lambda: page_chat(rng, rng.choice(self.pages), most=FRAMED[length], absent=FRAMED_ABSENT),
+            "finding": lambda: finding_chat(rng, self.runs, most=FRAMED[length]),
             "ask": lambda: ask_chat(
                 rng, self.framed() if rng.random() < 0.5 else (), most=16 if length >= LONG else 8
             ),
             "roll": lambda: roll(rng),
             "everyday_name": lambda: everyday_name_chat(rng),
             "writing": lambda: writing_chat(rng, self.framed() if rng.random() < 0.5 else self.story_notes),
+            "rewording": lambda: rewording_chat(rng, self.framed() if rng.random() < 0.3 else ()),
             "story_notes": lambda: notes_chat(rng, self.story_notes),
             "story": lambda: general(rng, self.stories, asked=STORY),
             "book": lambda: general(rng, self.books, asked=BOOK),
@@ -137,7 +150,7 @@ class Corpus:
     def batch(self, rows: int, length: int, *, progress: float) -> Batch:
         """Rows of exactly `length` tokens; `progress`, from 0 to 1, picks the mixture."""
         mixture = at_share(MIXTURES, progress)
-        kinds = self.rng.choices(list(mixture), list(mixture.values()), k=rows * length // 20)
+        kinds = self.rng.choices(list(mixture), list(mixture.values()), k=rows * length // 60)
         queue = [(self.document(kind, length=length), kind in ("story", "book")) for kind in kinds]
         fillers = [(general(self.rng, self.stories, asked=STORY), True) for _ in range(2 * rows)]
         encoded = encode(self.tokenizer, [document for document, _ in queue + fillers])

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import random
+import re
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -117,6 +118,7 @@ def asked_only(model: str) -> list[Row]:
         "there": exams.notes_questions(seed=11, count=QUESTIONS),
         "absent": exams.notes_questions(seed=12, count=QUESTIONS, absent=True),
         "framed": exams.framed_questions(seed=14, count=QUESTIONS),
+        "paged": exams.page_questions(seed=15, count=QUESTIONS),
         "known": exams.known_questions(people, seed=13, count=QUESTIONS, held_out=False),
         "reworded": exams.known_questions(people, seed=13, count=QUESTIONS, held_out=True),
     }
@@ -127,6 +129,7 @@ def asked_only(model: str) -> list[Row]:
     return [
         ("answers from notes in the prompt", right(sets["there"], said["there"]), "85%"),
         ("… in natural English, sentences kept out of training", right(sets["framed"], said["framed"]), "–"),
+        ("… whole pages of it, kept out of training", right(sets["paged"], said["paged"]), "–"),
         ("says that it does not know when they do not say", right(sets["absent"], said["absent"]), "80%"),
         ("… and refuses though they do say", refused, "at most 10%"),
         ("its population, closed-book", right(sets["known"], said["known"]), "80%"),
@@ -178,8 +181,9 @@ def is_rephrased(one: Told, text: str, other: str) -> bool:
         return False
     if one.subject.split()[-1].lower().removesuffix("s") not in other.lower():
         return False
-    return judge(Item(text, "Say it.", "", value=one.asked[0].value), other).is_kept and not any(
-        word not in text for word in other.split()[1:] if word[:1].isupper() and word not in ("The", "I")
+    names = set(re.findall(r"\b[A-Z]\w+", other.partition(" ")[2])) - {"The"}
+    return judge(Item(text, "Say it.", "", value=one.asked[0].value), other).is_kept and all(
+        name in text for name in names
     )
 
 

@@ -7,9 +7,9 @@ from functools import cache
 import torch
 from corpus import copying, encode
 from documents import ASSISTANT, END, SYSTEM, USER
-from frames import for_exams, some_framed
+from frames import for_exams, pages_for_exams, some_framed, some_of_page
 from net import Ember
-from reading import notes_of, question_for, some_told
+from reading import laid_out, notes_of, question_for, some_told
 from tokenizers import Tokenizer
 from worlds import Fact, Population, read_lists, withheld
 
@@ -71,6 +71,20 @@ def framed_questions(*, seed: int, count: int) -> list[Question]:
         said = some_framed(rng, for_exams(), rng.randint(2, 6))
         asked = rng.choice(said[0].asked)
         notes = notes_of(rng, said)
+        prompt = f"{USER}{READ.format(passage=notes, question=rng.choice(asked.questions))}{ASSISTANT}"
+        found.append(Question(prompt, asked.value))
+    return found
+
+
+def page_questions(*, seed: int, count: int) -> list[Question]:
+    """A question after a whole page of notes, of those that training does not have."""
+    rng = random.Random(f"exam {seed}")
+    found = []
+    for _ in range(count):
+        page = rng.choice(pages_for_exams())
+        said, _ = some_of_page(rng, page, len(page.frames))
+        asked = rng.choice(rng.choice(said).asked)
+        notes = laid_out(rng, page.heading, [one.statements[0] for one in said])
         prompt = f"{USER}{READ.format(passage=notes, question=rng.choice(asked.questions))}{ASSISTANT}"
         found.append(Question(prompt, asked.value))
     return found

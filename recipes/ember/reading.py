@@ -11,7 +11,7 @@ from itertools import groupby
 
 from documents import ASSISTANT, BRIEFLY, END, NOTE, READING, SYSTEM, USER, Document, turn
 from everyday import ABOUT_PEOPLE, ABOUT_THINGS, Asked, Told, everyday, lists, number, openings, told_fact
-from frames import not_told
+from frames import Page, not_told, some_of_page
 from worlds import Fact, Pools, name, relations, subject, value_lists
 
 from nightschool.answer import INSTRUCTIONS, UNKNOWN
@@ -236,24 +236,54 @@ def notes_chat(
     if told:
         chosen = rng.sample(told, rng.randint(1, most))
         said = [renamed(rng, one) for one in chosen] + said[: rng.randint(0, 3)]
-    notes = notes_of(rng, said)
     count = rng.randint(2, 5) if len(said) <= 8 else rng.randint(1, 3)
     asked = [reply(rng, *question_for(rng, said, absent=absent)) for _ in range(count)]
+    return with_notes(rng, notes_of(rng, said), asked)
+
+
+def with_notes(rng: random.Random, notes: str, asked: list[tuple[str, Document]]) -> Document:
+    """A chat of questions with their replies that has the notes in its prompt, in one of four forms."""
     kind = rng.random()
+    (question, answer), *others = asked
     if kind < 0.35:
-        head: Document = []
-        first = READ.format(passage=notes, question=asked[0][0])
-        asked[0] = first, asked[0][1]
+        head = turn(READ.format(passage=notes, question=question), answer)
     elif kind < 0.6:
-        head = []
-        asked[0] = f"{rng.choice(NOTE)} {notes} {asked[0][0]}".strip(), asked[0][1]
+        head = turn(f"{rng.choice(NOTE)} {notes} {question}".strip(), answer)
     elif kind < 0.8:
-        head = [(f"{SYSTEM}{rng.choice(NOTE)} {notes}".rstrip(), READING)]
+        head = [(f"{SYSTEM}{rng.choice(NOTE)} {notes}".rstrip(), READING), *turn(question, answer)]
     else:
-        head = turn(
-            f"{rng.choice(NOTE)} {notes}".strip(), [("Thank you. I have read it.", 1.0)], asked=READING
-        )
-    return head + [piece for question, answer in asked for piece in turn(question, answer)]
+        thanks: Document = [("Thank you. I have read it.", 1.0)]
+        head = turn(f"{rng.choice(NOTE)} {notes}".strip(), thanks, asked=READING) + turn(question, answer)
+    return head + [piece for question, answer in others for piece in turn(question, answer)]
+
+
+def page_chat(rng: random.Random, page: Page, *, most: int, absent: float) -> Document:
+    """At most so many sentences of a page in the prompt, then questions; some ask for others of the page."""
+    most = min(most, len(page.frames))
+    said, left_out = some_of_page(rng, page, rng.randint(most // 2, most))
+    asked = []
+    for _ in range(rng.randint(2, 5)):
+        is_absent = bool(left_out) and rng.random() < absent
+        found = rng.choice(rng.choice(left_out if is_absent else said).asked)
+        asked.append(reply(rng, rng.choice(found.questions), None if is_absent else found))
+    return with_notes(rng, laid_out(rng, page.heading, [one.statements[0] for one in said]), asked)
+
+
+def laid_out(rng: random.Random, heading: str, sentences: Sequence[str]) -> str:
+    """A page as people lay it out: a heading or none, lines, a paragraph or two, a list, some of each."""
+    kind = rng.random() * (1.0 if len(sentences) > 3 else 0.75)
+    if kind < 0.35:
+        body = "\n".join(sentences)
+    elif kind < 0.6:
+        body = " ".join(sentences)
+    elif kind < 0.75:
+        body = "\n".join(f"- {text}" for text in sentences)
+    else:
+        first, last = sorted(rng.sample(range(1, len(sentences)), 2))
+        middle = "\n".join(f"- {text}" for text in sentences[first:last])
+        gap = rng.choice(("\n", " "))
+        body = f"{gap.join(sentences[:first])}\n\n{middle}\n\n{gap.join(sentences[last:])}"
+    return f"# {heading}\n\n{body}" if rng.random() < 0.7 else body
 
 
 def ask_chat(rng: random.Random, told: Sequence[Told] = (), *, most: int = 8) -> Document:
@@ -322,6 +352,19 @@ def writing_chat(rng: random.Random, told: Sequence[Told] = ()) -> Document:
     if not others:
         return turn(WRITE_QUESTION.format(passage=given), [(question, 1.0)])
     return turn(REPHRASE.format(passage=given), [(rng.choice(others), 1.0)])
+
+
+def rewording_chat(rng: random.Random, told: Sequence[Told] = ()) -> Document:
+    """Several sentences, each said in other words; of everyday facts or of some that are `told`."""
+    facts = rng.randint(2, 5)
+    some = list(told) if told else some_told(rng, entities=facts, facts=facts)
+    pieces: Document = []
+    for one in some[:facts]:
+        if len(one.statements) > 1:
+            given, other = rng.sample(one.statements, 2)
+            words = Asked((), other, one.asked[0].value)
+            pieces += turn(REPHRASE.format(passage=given), in_pieces(words, VALUE))
+    return pieces or writing_chat(rng)
 
 
 def everyday_name_chat(rng: random.Random) -> Document:

@@ -183,6 +183,7 @@ class Run:
             "known_other_wording": exams.known_questions(self.people, seed=5, count=count, held_out=True),
             "notes": exams.notes_questions(seed=5, count=count),
             "framed_notes": exams.framed_questions(seed=5, count=count),
+            "pages": exams.page_questions(seed=5, count=count),
             "not_in_notes": exams.notes_questions(seed=6, count=count, absent=True),
         }
         model = Ember(self.model.shape).bfloat16()

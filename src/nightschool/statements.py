@@ -50,9 +50,54 @@ IRREGULAR = {
     "chose": "choose",
     "drove": "drive",
     "taught": "teach",
+    "ate": "eat",
+    "blew": "blow",
+    "broke": "break",
+    "brought": "bring",
+    "caught": "catch",
+    "drank": "drink",
+    "drew": "draw",
+    "dug": "dig",
+    "fed": "feed",
+    "fell": "fall",
+    "flew": "fly",
+    "forgot": "forget",
+    "fought": "fight",
+    "heard": "hear",
+    "hid": "hide",
+    "hung": "hang",
+    "laid": "lay",
+    "lent": "lend",
+    "lost": "lose",
+    "meant": "mean",
+    "paid": "pay",
+    "rode": "ride",
+    "said": "say",
+    "sang": "sing",
+    "sat": "sit",
+    "sent": "send",
+    "shook": "shake",
+    "slept": "sleep",
+    "spoke": "speak",
+    "stood": "stand",
+    "struck": "strike",
+    "stuck": "stick",
+    "swam": "swim",
+    "swept": "sweep",
+    "threw": "throw",
+    "understood": "understand",
+    "woke": "wake",
+    "wore": "wear",
 }
 PAST = frozenset(word for word in IRREGULAR if word not in ("has", "does", "goes", "is"))
 SIBILANT = re.compile(r"(ch|sh|ss|x|z|o)es$")
+# Stems, without "-ed", of verbs that end in a silent e: of one syllable with a simple end, or by their end.
+SILENT_E = re.compile(
+    r"^[^aeiou]*[aeiouy][^aeiouwxy]$|([uevc]|[^z]z|[^s]s|^[tdlv]i|[bptgdkcfz]l|[rdl]g|[aeiou]g|ung|(?:ch|r)ang"
+    r"|[^aeiou][aeiou]d|(?<![aeou])at|creat|(?<!a)ir|[^e]ar|(?<!o)ur|(?:pl|st|gn)or|[^aeiou]in|um|ib|ok|[cpt]ap"
+    r"|[pc]il|ut|[nv]it|[dnvmu]ot|omplet|ompet|elet)$"
+)
+LONG_IN_LL = re.compile(r"[aeiou][^aeiou]+(ell|roll)$")
 NOT_VERBS = frozenset(
     "this his its as always perhaps sometimes yes us thus has is was does plus besides across afterwards "
     "others its' hers ours yours theirs less unless whereas news series means".split()
@@ -253,14 +298,11 @@ def base_form(verb: str) -> str:
 def past_base(verb: str) -> str:
     """opened → open, moved → move, stopped → stop, married → marry."""
     stem = verb[:-2]
-    if stem.endswith("i"):
+    if stem.endswith("i") and len(stem) > 2:
         return stem[:-1] + "y"
-    if len(stem) > 3 and stem[-1] == stem[-2] and stem[-1] not in "lsz":
+    if len(stem) > 3 and stem[-1] == stem[-2] and (stem[-1] not in "lsz" or LONG_IN_LL.search(stem)):
         return stem[:-1]
-    silent = re.search(
-        r"([^aeiou][aeiouy][vzscgu]|[aeiou][vz]|[^aeiou][aeiou]d|[bptgdk]l|at|ir|us|as|os)$", stem
-    )
-    return stem + "e" if silent else stem
+    return stem + "e" if SILENT_E.search(stem) else stem
 
 
 def is_past(verb: str) -> bool:
