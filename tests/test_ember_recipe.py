@@ -166,7 +166,9 @@ def test_a_sentence_of_a_plain_text_is_found_by_words_that_only_it_has(rng):
     told = (
         "The red fox sleeps under our garden shed. My uncle sold his boat to a dentist. Snow fell on the sea."
     )
-    asked = "Nobody knows who painted the old bridge. Three geese cross a lane at noon. We burnt a cake again."
+    asked = (
+        "Nobody knows who painted the old bridge. Three geese cross a lane at noon. We burnt a cake again."
+    )
     runs = plain_runs([told, asked, "Too short. Much too short."])
     assert [len(run) for run in runs] == [3, 3]
     for _ in range(50):

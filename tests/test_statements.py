@@ -28,6 +28,17 @@ def read(text):
         ("The boiler (a Vulcan) is kept in the cellar.", ["The boiler is kept in the cellar."]),
         ("Ada eats rice whenever she can get it.", ["Ada eats rice."]),
         ("James' hat is red.", ["James' hat is red."]),
+        ("Adult members pay ten pounds.", ["Adult members pay ten pounds."]),
+        (
+            "The sale begins at noon, and bids are made by nodding.",
+            ["The sale begins at noon.", "Bids are made by nodding."],
+        ),
+        (
+            "My cousin mixes inks and Miss Vole cuts the paper.",
+            ["My cousin mixes inks.", "Miss Vole cuts the paper."],
+        ),
+        ("Every Friday the club meets in the barn.", ["The club meets in the barn every Friday."]),
+        ("Ada needs help with sums.", ["Ada needs help with sums."]),
         ("Mr. Finch lives in St. Ives.", ["Mr. Finch lives in St. Ives."]),
         (
             "- The key is under the mat.\n- The code is 4711.",

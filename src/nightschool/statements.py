@@ -105,7 +105,13 @@ NOT_VERBS = frozenset(
 # Words in front of which a word in -s is a noun, not a verb.
 BEFORE_NOUNS = frozenset(
     "the a an his her its their our my your of in on at with from for by to and or as than no every each all "
-    "some any few many both two three four five six seven eight nine ten several these those".split()
+    "some any few many both several these those".split()
+)
+NUMBERS = frozenset("two three four five six seven eight nine ten eleven twelve".split())
+# What several do: base forms that are no nouns, so that "members pay" can be told from "Ada needs help".
+PLURAL = frozenset(
+    "pay meet hang live get take keep stand lie begin come go grow eat own sit wear want know make have give "
+    "hold leave sell buy learn teach sing belong weigh bring carry receive become spend send lend".split()
 )
 PRONOUNS = frozenset("he she it they".split())
 OWNERS = frozenset("his her its their".split())
@@ -117,10 +123,19 @@ NO_SUBJECTS = frozenset(
 FRONT = frozenset("at in on from since until every after for of by with under behind when as".split())
 SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[A-Z0-9])")
 ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|St|Prof|No|vs|etc|e\.g|i\.e|a\.m|p\.m|[A-Z])\.$")
-# A new clause: after a colon, or after ", and" where "he" or "her sister" begins it.
-CLAUSES = re.compile(r"[:;]\s+|, and (?=(?:he|she|it|they|his|her|its|their)\b)")
+# A new clause: after a colon, or after "and" where somebody or something else begins it.
+CLAUSES = re.compile(
+    r"[:;]\s+|, and (?=(?:he|she|it|they|his|her|its|their|the|our|my)\b)"
+    r"|, and (?=[a-z]+s (?:are|were|have|play|pay|must)\b)"
+    r"| and (?=(?:[A-Z]\w+ ){1,3}[a-z]+(?:s|ed) (?:the|an?|in|on|at|to|with|for|his|her|our)\b)"
+)
 ASIDE = re.compile(
     r",? (?:though|although|because(?! of)|so that|while|whenever|unless)\b|, (?:but|which|who|where)\b"
+)
+FRONT_TIME = re.compile(
+    r"((?:Every|Each|On|In|Since|Last|Next) (?:\w+day|January|February|March|April|May|June|July|August"
+    r"|September|October|November|December|spring|summer|autumn|winter|week|month|year|day|\d{4})s?"
+    r"(?: (?:morning|afternoon|evening|night)s?)?) ((?:the|our|my|his|her|all|[A-Z]\w+)\b.+)"
 )
 MAX_WORDS = 40
 
@@ -212,7 +227,7 @@ def front_last(clause: str) -> str:
     """ "At noon, Ada is out" → "Ada is out at noon": what stands in front goes to the end."""
     front = re.match(
         r"((?:At|In|On|From|Since|Until|Every|After|For|Of|By|With) [^,]+), (?!and )(.+)", clause
-    )
+    ) or FRONT_TIME.match(clause)
     return f"{front[2]} {front[1][0].lower()}{front[1][1:]}" if front else clause
 
 
@@ -248,6 +263,10 @@ def is_verb(words: list[str], at: int) -> bool:
     word, before = words[at].strip(",").lower(), words[at - 1].lower() if at else ""
     if word in BE or word in MODALS or word in PAST:
         return before not in BEFORE_NOUNS
+    if before in NUMBERS or is_plural_noun(words, at):
+        return False
+    if word in PLURAL:
+        return at > 0 and is_plural_noun(words, at - 1)
     if at == 0 or before in BEFORE_NOUNS or words[at][0].isupper() or "'" in word or word in NOT_VERBS:
         return False
     if word.endswith("ed") and len(word) > 4:
@@ -256,6 +275,12 @@ def is_verb(words: list[str], at: int) -> bool:
     return (
         word.endswith("s") and not word.endswith(("ss", "us", "is")) and len(word) > 3 and not plural_of_owner
     )
+
+
+def is_plural_noun(words: list[str], at: int) -> bool:
+    """Whether a word in -s is followed by a verb that nouns have: bids are, members pay."""
+    behind = words[at + 1].strip(",").lower() if at + 1 < len(words) else ""
+    return words[at].endswith("s") and "'" not in words[at] and (behind in BE or behind in PLURAL)
 
 
 def predicates(predicate: str) -> Iterator[tuple[str, str]]:

@@ -10,9 +10,13 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nightschool.statements import Statement, base_form, is_past, possessive
+from nightschool.statements import PLURAL, Statement, base_form, is_past, possessive
 
-TIME = r"(?:noon|midnight|(?:half|quarter|twenty|ten|five|\w+ o'clock|\d{1,2}[:.]\d\d|\d+ ?[ap]m)\b.*)"
+TIME = (
+    r"(?:noon|midnight|(?:(?:half|quarter|twenty(?:-five)?|ten|five) (?:past|to)|\w+ o'clock|\d{1,2}[:.]\d\d"
+    r"|\d+ ?[ap]m)\b.*)"
+)
+MONEY = r"(?:[£$€] ?[\d.,]+|[\w.,-]+ (?:pounds?|pence|dollars?|euros?|cents?))"
 DAY = (
     r"(?:(?:the (?:first|second|third|last) )?(?:mon|tues|wednes|thurs|fri|satur|sun)days?|weekdays|"
     r"bank holidays).*"
@@ -20,6 +24,7 @@ DAY = (
 MONTH = (
     r"(?:january|february|march|april|may|june|july|august|september|october|november|december)(?: \d{4})?"
 )
+DATE = rf"\d{{1,2}}(?:st|nd|rd|th)? (?:of )?{MONTH}"
 YEAR = r"\d{4}"
 NUMBER = (
     r"(?:\d+|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|[a-z]+teen|[a-z]+ty(?:-[a-z]+)?)"
@@ -238,6 +243,9 @@ PREPOSITIONS = frozenset(
     "until through against without during".split()
 )
 EMPTY = frozenset("us me you him her it them one ones so that this there eat drink".split())
+DONE_TO = re.compile(
+    r"\w+(?:ed|en|wn|ft|lt|nt|ut|ld) (?:by|in|at|on|with|for|to|from)\b"
+)  # replaced by, kept in
 NAMED = re.compile(r"(?<=[\s(])(?:the )?[A-Z][\w-]+(?:(?:'s?)? [A-Z][\w-]+)*(?:'s? [a-z]+)?")
 TELL = ("Tell me something about {s}.", "What do you know about {s}?", "Say something about {s}.")
 
@@ -314,7 +322,7 @@ def by_grammar(statement: Statement) -> Iterator[tuple[str, str]]:
             negation = " not" if modal == "cannot" else ""
             yield value, f"{word} {helper} {statement.subject}{negation} {main}{left}?"
     else:
-        helper = "did" if is_past(verb) else "does"
+        helper = "did" if is_past(verb) else "do" if verb in PLURAL else "does"
         for value, word, left in objects(rest):
             yield value, f"{word} {helper} {statement.subject} {base_form(verb)}{left}?"
 
@@ -350,6 +358,8 @@ def by_subject(statement: Statement) -> Iterator[tuple[str, str]]:
 
 def question_word(value: str) -> str:
     """Who for names, How many … for numbers, else What."""
+    if re.fullmatch(MONEY, value):
+        return "How much"
     first = value.split()[0]
     number = re.fullmatch(
         r"(\d+|two|three|four|five|six|seven|eight|nine|ten|\w+teen|\w+ty(-\w+)?)", first.lower()
@@ -364,7 +374,13 @@ def with_preposition(preposition: str, value: str) -> Iterator[str]:
     name = value[0].isupper() and len(value.split()) <= 3
     if re.fullmatch(TIME, value, re.IGNORECASE) and preposition in ("at", "from", "until", "since"):
         yield from ("When", "At what time") if preposition == "at" else ("When",)
-    elif re.fullmatch(f"{DAY}|{MONTH}", value, re.IGNORECASE):
+    elif re.fullmatch(MONEY, value):
+        yield (
+            f"{preposition.capitalize()} what price"
+            if preposition == "at"
+            else (f"{preposition.capitalize()} how much")
+        )
+    elif re.fullmatch(f"{DAY}|{MONTH}|{DATE}", value, re.IGNORECASE):
         yield from ("When", "On which day") if preposition == "on" else ("When",)
     elif re.fullmatch(YEAR, value):
         yield from ("When", "In which year")
@@ -382,7 +398,7 @@ def about_being(statement: Statement) -> Iterator[tuple[str, str]]:
     words = rest.split()
     owned = re.match(r"(.+?)(?:'s|(?<=s)') (.+)", subject)
     part = re.match(r"the (.+?) of (.+)", subject, re.IGNORECASE)
-    if owned or part:
+    if (owned or part) and not DONE_TO.match(rest):
         owner, noun = (owned[1], owned[2]) if owned else (part[2], part[1]) if part else ("", "")
         word = "Who" if noun.split()[-1] in PEOPLE else "What"
         yield rest, f"{word} {verb} {possessive(owner)} {noun}?"
