@@ -9,7 +9,8 @@ Overhead: the same requests go in turn to a bare llama.cpp (this program's engin
 to `nightschool serve`, each in a process of its own, as streams read by the same client. First token: the
 time until the first piece of text, the median over --requests. Tokens/s: all tokens of 1 and of 4 chats side
 by side over the time that they take together; the median of --repeats rounds, and the difference is taken
-within a round. Nothing else may run meanwhile.
+within a round. The quartiles of the differences stand beside; where a machine scatters more than the server
+costs, the CPU time that the server itself uses for a token says more. Nothing else may run meanwhile.
 
 Switching: an adapter appears on the shelf while a chat streams; the time until another chat has its first
 token from it, and how many requests failed.
@@ -43,7 +44,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 import httpx
@@ -166,7 +167,7 @@ async def measure(process: psutil.Process, url: str, options: argparse.Namespace
             with Engine(find_base(NAME).path, slots=4, threads=options.threads) as engine:
                 lent = engine.borrow_started()
                 bare = Side("bare", lent.address, lent.headers, {"lora": []})
-                result["overhead"] = await overhead(client, bare, ours, options)
+                result["overhead"] = await overhead(client, process, bare, ours, options)
                 engine.release(lent)
         if "switching" in options.part:
             result["switching"] = await switching(client, ours)
@@ -220,7 +221,7 @@ async def chat(client: httpx.AsyncClient, side: Side, *, tokens: int, seed: int 
 
 
 async def overhead(
-    client: httpx.AsyncClient, bare: Side, ours: Side, options: argparse.Namespace
+    client: httpx.AsyncClient, process: psutil.Process, bare: Side, ours: Side, options: argparse.Namespace
 ) -> dict[str, Any]:
     first: dict[str, list[float]] = {"bare": [], "served": []}
     rates: dict[int, list[tuple[float, float]]] = {1: [], 4: []}
@@ -234,20 +235,38 @@ async def overhead(
             order = (bare, ours) if number % 2 else (ours, bare)
             by_name = {side.name: await rate(client, side, parallel, options.tokens) for side in order}
             found.append((by_name["bare"], by_name["served"]))
+    begun = cpu_s(process)
+    await rate(client, ours, 4, 4 * options.tokens)
+    own_s = (cpu_s(process) - begun) / (16 * options.tokens)
     added = [mine - theirs for mine, theirs in zip(first["served"], first["bare"], strict=True)]
     return {
         "first_token_bare_ms": 1e3 * median(first["bare"]),
         "first_token_served_ms": 1e3 * median(first["served"]),
         "first_token_added_ms": 1e3 * median(added),
+        "first_token_added_quartiles_ms": quartiles([1e3 * each for each in added]),
+        "server_cpu_ms_per_token": 1e3 * own_s,
         "tokens_per_s": {
             str(parallel): {
                 "bare": median(bare for bare, _ in found),
                 "served": median(served for _, served in found),
                 "lost": median(1 - served / bare for bare, served in found),
+                "lost_quartiles": quartiles([1 - served / bare for bare, served in found]),
             }
             for parallel, found in rates.items()
         },
     }
+
+
+def cpu_s(process: psutil.Process) -> float:
+    """What the server itself has used of the CPU: its engine is a process of its own."""
+    times = process.cpu_times()
+    return times.user + times.system
+
+
+def quartiles(values: list[float]) -> tuple[float, float]:
+    """The lower and the upper one: how far rounds lie apart."""
+    lower, _, upper = quantiles(values, n=4)
+    return lower, upper
 
 
 async def rate(client: httpx.AsyncClient, side: Side, parallel: int, tokens: int) -> float:
@@ -447,10 +466,19 @@ async def chatting(client: httpx.AsyncClient, side: Side) -> float:
 def print_table(result: dict[str, Any]) -> None:
     if found := result.get("overhead"):
         bare, mine, added = (found[f"first_token_{name}_ms"] for name in ("bare", "served", "added"))
-        print(f"first token    bare {bare:8.1f} ms   served {mine:8.1f} ms   added {added:6.2f} ms")
+        lower, upper = found["first_token_added_quartiles_ms"]
+        print(
+            f"first token    bare {bare:8.1f} ms   served {mine:8.1f} ms   added {added:6.2f} ms "
+            f"({lower:.2f} to {upper:.2f})"
+        )
+        print(f"the server's own CPU time: {found['server_cpu_ms_per_token']:.3f} ms a token")
         for parallel, rates in found["tokens_per_s"].items():
             bare, mine, lost = (rates[name] for name in ("bare", "served", "lost"))
-            print(f"{parallel} in parallel  bare {bare:8.1f} /s   served {mine:8.1f} /s   lost  {lost:6.1%}")
+            lower, upper = rates["lost_quartiles"]
+            print(
+                f"{parallel} in parallel  bare {bare:8.1f} /s   served {mine:8.1f} /s   lost  {lost:6.1%} "
+                f"({lower:.1%} to {upper:.1%})"
+            )
     if found := result.get("switching"):
         print(f"a new adapter answers after {found['median_s']:.2f} s; {found['failed']} requests failed")
     if found := result.get("training"):
