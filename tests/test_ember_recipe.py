@@ -160,6 +160,22 @@ def test_pages_say_what_is_asked_of_them_and_those_of_the_exam_are_none_of_train
             assert all(each.value.lower() in one.statements[0].lower() for each in one.asked)
 
 
+def test_tangled_runs_that_come_again_can_be_told_apart(rng):
+    from corpus import TANGLED_ROW, tangled
+
+    for _ in range(30):
+        ids, weights = tangled(rng, vocab=3072)
+        assert len(ids) == len(weights) == TANGLED_ROW and min(ids) > 3
+        tokens = ids.tolist()
+        for at in [at for at, weight in enumerate(weights.tolist()) if weight]:
+            earlier = [
+                tokens[start + 2]
+                for start in range(at - 2)
+                if tokens[start : start + 2] == tokens[at - 2 : at]
+            ]
+            assert tokens[at] in earlier  # what counts has been said after the same two tokens
+
+
 def test_a_sentence_of_a_plain_text_is_found_by_words_that_only_it_has(rng):
     from passages import finding_chat, plain_runs
 

@@ -36,11 +36,14 @@ from torch import Tensor
 from worlds import Population
 
 Scheduled = TypeVar("Scheduled")
+Encoded = tuple[np.ndarray, np.ndarray]  # ids, weights
 
-# Besides, this share of the tokens are random pairs that come again: they keep alive what the network is
-# wired with (net.py) until notes have a use for it.
-COPYING = 0.12
-COPIED_ROW = 64
+# Besides, these shares of the tokens are random: pairs that come again, which keep alive what the network is
+# wired with (net.py) until notes have a use for it; and runs that have the same tokens in another order,
+# which can be repeated only by keeping to one of them, as an answer keeps to one sentence of a page.
+COPYING = {0.0: 0.12, 0.4: 0.06}
+TANGLED = {0.0: 0.0, 0.4: 0.08}
+COPIED_ROW, TANGLED_ROW = 64, 128
 # Share of documents by kind, from a share of the time on: first more of the population, which is learned by
 # heart, then more notes of every kind. Stories and books are cut at the end of a row and fill up others.
 MIXTURES: dict[float, dict[str, int]] = {
@@ -66,17 +69,17 @@ MIXTURES: dict[float, dict[str, int]] = {
         "known_chat": 12,
         "known_text": 4,
         "household": 4,
-        "notes": 20,
-        "framed": 12,
-        "page": 12,
-        "finding": 6,
+        "notes": 30,
+        "framed": 10,
+        "page": 9,
+        "finding": 4,
         "story_notes": 3,
         "ask": 5,
-        "roll": 4,
+        "roll": 6,
         "name": 3,
         "everyday_name": 4,
-        "writing": 8,
-        "rewording": 8,
+        "writing": 9,
+        "rewording": 14,
         "greeting": 1,
         "story": 6,
         "book": 4,
@@ -155,11 +158,15 @@ class Corpus:
         fillers = [(general(self.rng, self.stories, asked=STORY), True) for _ in range(2 * rows)]
         encoded = encode(self.tokenizer, [document for document, _ in queue + fillers])
         ready = [(item, cut) for item, (_, cut) in zip(encoded, queue + fillers, strict=True)]
-        copied = round(COPYING * rows * length / COPIED_ROW)
-        again = copying(self.rng, copied, vocab=self.tokenizer.get_vocab_size())
-        pairs = zip(again.tokens.numpy(), again.weights.numpy(), strict=True)
-        ready[len(queue) : len(queue)] = [((ids, weights), False) for ids, weights in pairs]
-        return pack(ready[: len(queue) + copied], ready[len(queue) + copied :], rows=rows, length=length)
+        vocab = self.tokenizer.get_vocab_size()
+        again = copying(
+            self.rng, round(at_share(COPYING, progress) * rows * length / COPIED_ROW), vocab=vocab
+        )
+        random = list(zip(again.tokens.numpy(), again.weights.numpy(), strict=True))
+        tangles = round(at_share(TANGLED, progress) * rows * length / TANGLED_ROW)
+        random += [tangled(self.rng, vocab=vocab) for _ in range(tangles)]
+        first = ready[: len(queue)] + [(item, False) for item in random]
+        return pack(first, ready[len(queue) :], rows=rows, length=length)
 
 
 def copying(rng: random.Random, rows: int, *, vocab: int) -> Batch:
@@ -181,6 +188,23 @@ def copying(rng: random.Random, rows: int, *, vocab: int) -> Batch:
     return Batch(*(torch.from_numpy(array) for array in arrays))
 
 
+def tangled(rng: random.Random, *, vocab: int) -> Encoded:
+    """Runs of few different random tokens, all with the same last one, and then some of the runs again.
+
+    How a run that comes again goes on cannot be told by its last token, which stands in others as well.
+    """
+    pool = [rng.randrange(4, vocab) for _ in range(rng.randint(8, 40))]
+    last = rng.choice(pool)
+    runs = [[*(rng.choice(pool) for _ in range(rng.randint(3, 12))), last] for _ in range(rng.randint(2, 8))]
+    ids = [token for run in runs for token in run]
+    weights = [0.0] * len(ids)
+    while len(ids) < TANGLED_ROW:
+        for run in rng.sample(runs, len(runs)):
+            ids += run
+            weights += [0.0, 0.0] + [1.0] * (len(run) - 2)
+    return np.asarray(ids[:TANGLED_ROW], np.int64), np.asarray(weights[:TANGLED_ROW], np.float32)
+
+
 def at_share(schedule: dict[float, Scheduled], progress: float) -> Scheduled:
     """What a schedule says for a share of the time."""
     return schedule[max(start for start in schedule if start <= progress)]
@@ -193,9 +217,6 @@ def general(rng: random.Random, texts: list[str], *, asked: tuple[str, ...]) -> 
     if kind < 0.25:
         return [(f"{USER}{rng.choice(asked)}{ASSISTANT}", 0.0), *text]
     return [(END, 0.0), *text] if kind < 0.6 else text
-
-
-Encoded = tuple[np.ndarray, np.ndarray]
 
 
 def encode(tokenizer: Tokenizer, documents: list[Document]) -> list[Encoded]:

@@ -260,7 +260,7 @@ def with_notes(rng: random.Random, notes: str, asked: list[tuple[str, Document]]
 def page_chat(rng: random.Random, page: Page, *, most: int, absent: float) -> Document:
     """At most so many sentences of a page in the prompt, then questions; some ask for others of the page."""
     most = min(most, len(page.frames))
-    said, left_out = some_of_page(rng, page, rng.randint(most // 2, most))
+    said, left_out = some_of_page(rng, page, rng.randint(2, most))
     asked = []
     for _ in range(rng.randint(2, 5)):
         is_absent = bool(left_out) and rng.random() < absent
