@@ -38,6 +38,8 @@ def read(text):
             ["My cousin mixes inks.", "Miss Vole cuts the paper."],
         ),
         ("Every Friday the club meets in the barn.", ["The club meets in the barn every Friday."]),
+        ("Ada owns the inn, the mill, and the boat.", ["Ada owns the inn, the mill, and the boat."]),
+        ("Ada owns the inn, and the old mill is shut.", ["Ada owns the inn.", "The old mill is shut."]),
         ("Ada needs help with sums.", ["Ada needs help with sums."]),
         ("Mr. Finch lives in St. Ives.", ["Mr. Finch lives in St. Ives."]),
         (

@@ -125,7 +125,8 @@ SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[A-Z0-9])")
 ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|St|Prof|No|vs|etc|e\.g|i\.e|a\.m|p\.m|[A-Z])\.$")
 # A new clause: after a colon, or after "and" where somebody or something else begins it.
 CLAUSES = re.compile(
-    r"[:;]\s+|, and (?=(?:he|she|it|they|his|her|its|their|the|our|my)\b)"
+    r"[:;]\s+|, and (?=(?:he|she|it|they|his|her|its|their)\b)"
+    r"|, and (?=(?:the|our|my) (?:\w+ ){1,3}(?:is|are|was|were|has|have|must|can|will)\b)"
     r"|, and (?=[a-z]+s (?:are|were|have|play|pay|must)\b)"
     r"| and (?=(?:[A-Z]\w+ ){1,3}[a-z]+(?:s|ed) (?:the|an?|in|on|at|to|with|for|his|her|our)\b)"
 )
