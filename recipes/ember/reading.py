@@ -22,7 +22,7 @@ REPHRASE = "Say it in other words: {passage}"
 WRITE_PAIR = "Write a question and its answer: {passage}"
 VALUE = 2.0  # weight of what is to be found in the notes
 STRANGE_VALUES = 0.6  # of the facts of relations.txt that are to be read: values that do not fit them
-ABSENT = 0.25  # of the questions ask for what the notes do not say
+ABSENT = 0.32  # of the questions ask for what the notes do not say
 
 
 Lists = Mapping[str, tuple[str, ...]]
