@@ -93,9 +93,9 @@ PAST = frozenset(word for word in IRREGULAR if word not in ("has", "does", "goes
 SIBILANT = re.compile(r"(ch|sh|ss|x|z|o)es$")
 # Stems, without "-ed", of verbs that end in a silent e: of one syllable with a simple end, or by their end.
 SILENT_E = re.compile(
-    r"^[^aeiou]*[aeiouy][^aeiouwxy]$|([uevc]|[^z]z|[^s]s|^[tdlv]i|[bptgdkcfz]l|[rdl]g|[aeiou]g|ung|(?:ch|r)ang"
-    r"|[^aeiou][aeiou]d|(?<![aeou])at|creat|(?<!a)ir|[^e]ar|(?<!o)ur|(?:pl|st|gn)or|[^aeiou]in|um|ib|ok|[cpt]ap"
-    r"|[pc]il|ut|[nv]it|[dnvmu]ot|omplet|ompet|elet)$"
+    r"^[^aeiou]*[aeiouy][^aeiouwxy]$|([uevc]|[^zt]z|[^s]s|^[tdlv]i|[bptgdkcfz]l|[rdl]g|[aeiou]g|ung|(?:ch|r)ang"
+    r"|[^aeiou][aeiou]d|(?<![aeo])at|creat|(?<!a)ir|[^eol]ar|(?<![om])ur|(?:pl|st|gn)or|[^aeiou]in|[^u]um|ib"
+    r"|(?<!o)ok|[cpt]ap|[pc]il|(?<!o)ut|[nv]it|[dnvmu]ot|omplet|ompet|elet)$"
 )
 LONG_IN_LL = re.compile(r"[aeiou][^aeiou]+(ell|roll)$")
 NOT_VERBS = frozenset(
@@ -113,6 +113,12 @@ PLURAL = frozenset(
     "pay meet hang live get take keep stand lie begin come go grow eat own sit wear want know make have give "
     "hold leave sell buy learn teach sing belong weigh bring carry receive become spend send lend".split()
 )
+NO_PLURALS = frozenset(
+    "helps lets makes likes loves needs wants sports news".split()
+)  # "helps carry", "sports stand"
+WHERE = frozenset("in at on near with by under behind next opposite together here there".split())
+# Forms that are more often what was done to something: "weighed on Monday and sent on Tuesday".
+DONE_TO = frozenset("sent paid fed brought caught heard hung laid lost swept struck lent".split())
 PRONOUNS = frozenset("he she it they".split())
 OWNERS = frozenset("his her its their".split())
 NO_SUBJECTS = frozenset(
@@ -126,9 +132,11 @@ ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|St|Prof|No|vs|etc|e\.g|i\.e|a\.m|p
 # A new clause: after a colon, or after "and" where somebody or something else begins it.
 CLAUSES = re.compile(
     r"[:;]\s+|, and (?=(?:he|she|it|they|his|her|its|their)\b)"
-    r"|, and (?=(?:the|our|my) (?:\w+ ){1,3}(?:is|are|was|were|has|have|must|can|will)\b)"
+    r"|, and (?=(?:the|our|my) (?:(?!that|which|who|[A-Z])\w+ ){1,3}"
+    r"(?:is|are|was|were|has|have|must|can|will)\b)"
     r"|, and (?=[a-z]+s (?:are|were|have|play|pay|must)\b)"
-    r"| and (?=(?:[A-Z]\w+ ){1,3}[a-z]+(?:s|ed) (?:the|an?|in|on|at|to|with|for|his|her|our)\b)"
+    r"| and (?=(?:[A-Z]\w+ ){1,3}(?:[a-z]+s (?:the|an?|his|her|our)"
+    r"|[a-z]+ed (?:the|an?|in|on|at|to|with|for|his|her|our))\b)"
 )
 ASIDE = re.compile(
     r",? (?:though|although|because(?! of)|so that|while|whenever|unless)\b|, (?:but|which|who|where)\b"
@@ -190,7 +198,7 @@ def read_sentence(sentence: str, topic: str | None) -> tuple[list[Statement], st
         return [], topic
     found: list[Statement] = []
     subject: str | None = None
-    for clause in CLAUSES.split(bare.rstrip(".!")):
+    for clause in clauses(bare.rstrip(".!")):
         parsed = split_subject(clause, topic)
         if parsed is None:
             continue
@@ -198,6 +206,18 @@ def read_sentence(sentence: str, topic: str | None) -> tuple[list[Statement], st
         for verb, rest in predicates(predicate):
             found.append(Statement(subject, verb, tidy(rest), sentence))
     return [each for each in found if each.rest], topic
+
+
+def clauses(sentence: str) -> Iterator[str]:
+    """The clauses of a sentence that could stand alone; "Ada and Ben married" is one."""
+    start = 0
+    for cut in CLAUSES.finditer(sentence):
+        before = sentence[start : cut.start()].split()
+        if cut[0].endswith("and ") and first_verb(front_last(" ".join(before)).split()) is None:
+            continue
+        yield sentence[start : cut.start()]
+        start = cut.end()
+    yield sentence[start:]
 
 
 def tidy(rest: str) -> str:
@@ -229,7 +249,7 @@ def front_last(clause: str) -> str:
     front = re.match(
         r"((?:At|In|On|From|Since|Until|Every|After|For|Of|By|With) [^,]+), (?!and )(.+)", clause
     ) or FRONT_TIME.match(clause)
-    return f"{front[2]} {front[1][0].lower()}{front[1][1:]}" if front else clause
+    return f"{tidy(front[2])} {front[1][0].lower()}{front[1][1:]}" if front else clause
 
 
 def possessive(name: str) -> str:
@@ -262,9 +282,13 @@ def first_verb(words: list[str]) -> int | None:
 def is_verb(words: list[str], at: int) -> bool:
     """Whether the word at this place can be a finite verb: by its form and its neighbours."""
     word, before = words[at].strip(",").lower(), words[at - 1].lower() if at else ""
-    if word in BE or word in MODALS or word in PAST:
+    if word in BE or word in MODALS:
         return before not in BEFORE_NOUNS
-    if before in NUMBERS or is_plural_noun(words, at):
+    if words[at][:1].isupper():
+        return False
+    if word in PAST:
+        return before not in BEFORE_NOUNS and not before.endswith(("'s", "'", "newly", "freshly", "recently"))
+    if is_plural_noun(words, at) or (before in NUMBERS and (at < 2 or words[at - 2].lower() in BEFORE_NOUNS)):
         return False
     if word in PLURAL:
         return at > 0 and is_plural_noun(words, at - 1)
@@ -281,7 +305,12 @@ def is_verb(words: list[str], at: int) -> bool:
 def is_plural_noun(words: list[str], at: int) -> bool:
     """Whether a word in -s is followed by a verb that nouns have: bids are, members pay."""
     behind = words[at + 1].strip(",").lower() if at + 1 < len(words) else ""
-    return words[at].endswith("s") and "'" not in words[at] and (behind in BE or behind in PLURAL)
+    if not re.search(r"[^su]s$", words[at]) or words[at] in NO_PLURALS or "'" in words[at]:
+        return False
+    further = words[at + 2].lower() if at + 2 < len(words) else ""
+    if behind == "live" and further not in WHERE:
+        return False
+    return behind in BE or (behind in PLURAL and words[at + 1].islower())
 
 
 def predicates(predicate: str) -> Iterator[tuple[str, str]]:
@@ -290,6 +319,8 @@ def predicates(predicate: str) -> Iterator[tuple[str, str]]:
     starts = [0]
     for at in range(2, len(words)):
         joined = words[at - 1].lower() == "and" or words[at - 1].endswith(",")
+        if words[0].lower() in BE and words[at].lower() in DONE_TO:
+            continue
         if joined and is_verb([*words[: at - 1], "", *words[at:]], at) and len(words) - at > 1:
             starts.append(at)
     for start, stop in zip(starts, [*starts[1:], len(words)], strict=True):

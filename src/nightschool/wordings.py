@@ -12,11 +12,16 @@ from dataclasses import dataclass
 
 from nightschool.statements import PLURAL, Statement, base_form, is_past, possessive
 
+HOUR = r"(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve)"
 TIME = (
-    r"(?:noon|midnight|(?:(?:half|quarter|twenty(?:-five)?|ten|five) (?:past|to)|\w+ o'clock|\d{1,2}[:.]\d\d"
+    rf"(?:noon|midnight|{HOUR}(?: (?:in the|on|every|until|to) .*)?|half[- ](?:past )?\w+.*"
+    r"|(?:(?:quarter|twenty(?:-five)?|ten|five)(?: minutes)? (?:past|to)|\w+ o'clock|\d{1,2}[:.]\d\d"
     r"|\d+ ?[ap]m)\b.*)"
 )
-MONEY = r"(?:[£$€] ?[\d.,]+|[\w.,-]+ (?:pounds?|pence|dollars?|euros?|cents?))"
+MONEY = (
+    rf"(?:[£$€] ?[\d.,]+|(?:[\d.,]+|a|{HOUR}|\w+teen|\w+ty(?:-\w+)?|\w*hundred|\w*thousand)"
+    r" (?:pounds?|pence|dollars?|euros?|cents?))"
+)
 DAY = (
     r"(?:(?:the (?:first|second|third|last) )?(?:mon|tues|wednes|thurs|fri|satur|sun)days?|weekdays|"
     r"bank holidays).*"
@@ -24,8 +29,14 @@ DAY = (
 MONTH = (
     r"(?:january|february|march|april|may|june|july|august|september|october|november|december)(?: \d{4})?"
 )
-DATE = rf"\d{{1,2}}(?:st|nd|rd|th)? (?:of )?{MONTH}"
+DATE = rf"(?:\d{{1,2}}(?:st|nd|rd|th)? (?:of )?{MONTH}|(?:early |late )?(?:spring|summer|autumn|winter))"
 YEAR = r"\d{4}"
+# A place or another, and after it when: "in the barn | every Friday".
+LATER = re.compile(
+    r"((?:in|on|at|with|for|to|from|near|under|behind|by|above) .+) ((?:every|each|last|next) \w+(?: \w+)?|"
+    rf"(?:in|on) (?:{MONTH}|\d{{4}}|\w+day(?: \w+)?))",
+    re.IGNORECASE,
+)
 NUMBER = (
     r"(?:\d+|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|[a-z]+teen|[a-z]+ty(?:-[a-z]+)?)"
 )
@@ -243,9 +254,10 @@ PREPOSITIONS = frozenset(
     "until through against without during".split()
 )
 EMPTY = frozenset("us me you him her it them one ones so that this there eat drink".split())
-DONE_TO = re.compile(
-    r"\w+(?:ed|en|wn|ft|lt|nt|ut|ld) (?:by|in|at|on|with|for|to|from)\b"
-)  # replaced by, kept in
+DONE_TO = re.compile(  # replaced by, kept in
+    r"(?!(?:open|golden|different|seven|ten|mint|\w+teen)\b)[a-z]+(?:ed|en|wn|ft|lt|nt|ut|ld)"
+    r" (?:by|in|at|on|with|for|to|from)\b"
+)
 NAMED = re.compile(r"(?<=[\s(])(?:the )?[A-Z][\w-]+(?:(?:'s?)? [A-Z][\w-]+)*(?:'s? [a-z]+)?")
 TELL = ("Tell me something about {s}.", "What do you know about {s}?", "Say something about {s}.")
 
@@ -322,7 +334,11 @@ def by_grammar(statement: Statement) -> Iterator[tuple[str, str]]:
             negation = " not" if modal == "cannot" else ""
             yield value, f"{word} {helper} {statement.subject}{negation} {main}{left}?"
     else:
+        later = LATER.fullmatch(rest)
         helper = "did" if is_past(verb) else "do" if verb in PLURAL else "does"
+        if later:
+            rest = later[1]
+            yield later[2], f"When {helper} {statement.subject} {base_form(verb)} {rest}?"
         for value, word, left in objects(rest):
             yield value, f"{word} {helper} {statement.subject} {base_form(verb)}{left}?"
 
