@@ -142,7 +142,7 @@ def test_the_training_network_and_llama_cpp_agree_on_every_next_token(engine):
     ours = torch.log_softmax(hidden[0] @ network.embed.weight.T, dim=-1).tolist()  # (T, V)
     for end in range(4, len(tokens), 3):
         found = engine.complete(tokens[:end], max_tokens=1, n_probs=8, temperature=0)
-        likely = [c for c in found["completion_probabilities"][0]["top_logprobs"] if c["logprob"] > -5]
+        likely = [c for c in found["completion_probabilities"][0]["top_logprobs"] if c["logprob"] > -3]
         for candidate in likely:  # llama.cpp rounds activations to 8 bits, which moves the far tail more
             assert candidate["logprob"] == pytest.approx(ours[end - 1][candidate["id"]], abs=0.1)
 
