@@ -135,11 +135,9 @@ def test_the_training_network_and_llama_cpp_agree_on_every_next_token(engine):
     )
     network = Ember(Shape(**json.loads((package_data("ember") / "card.json").read_text("utf-8"))["shape"]))
     network.load_state_dict(state_from(model))
-    ids = torch.tensor([tokens])
-    places = torch.arange(len(tokens))[None]
     with torch.no_grad():
-        hidden = network(ids, places, torch.zeros_like(places))
-    ours = torch.log_softmax(hidden[0] @ network.embed.weight.T, dim=-1).tolist()  # (T, V)
+        hidden = network(torch.tensor(tokens), [len(tokens)])
+    ours = torch.log_softmax(hidden @ network.embed.weight.T, dim=-1).tolist()  # (T, V)
     for end in range(4, len(tokens), 3):
         found = engine.complete(tokens[:end], max_tokens=1, n_probs=8, temperature=0)
         likely = [c for c in found["completion_probabilities"][0]["top_logprobs"] if c["logprob"] > -3]

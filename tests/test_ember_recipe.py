@@ -3,11 +3,16 @@
 import json
 import random
 import re
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
+from nightschool.gguf import open_gguf
+from nightschool.paths import package_data
+
+EMBER = package_data("ember") / "ember.gguf"
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "ember"
 SETS = ("allotment", "flat", "band")
 
@@ -29,16 +34,140 @@ def text_of(document):
     return "".join(text for text, _ in document)
 
 
-def test_an_untrained_network_already_copies_what_came_before():
-    import exams
+@pytest.fixture(scope="module")
+def tokenizer(recipe):
+    from vocabulary import tokenizer_from
+
+    return tokenizer_from(open_gguf(EMBER).metadata)
+
+
+@pytest.fixture(scope="module")
+def untrained(tokenizer):
+    """A network as training begins with it."""
     import torch
     from net import Ember, Shape
+    from vocabulary import sentence_ends
 
     torch.manual_seed(1)
-    network = Ember(Shape())
-    assert exams.copying_share(network) >= 0.7
-    torch.nn.init.normal_(network.blocks[0].out.weight, std=0.02)  # without what the first layer brings
-    assert exams.copying_share(network) < 0.1
+    return Ember(Shape(vocab=tokenizer.get_vocab_size()), ends=sentence_ends(tokenizer))
+
+
+def test_an_untrained_network_already_copies_what_came_before(untrained, tokenizer):
+    import exams
+    import torch
+    from drills import Drills
+
+    drills = Drills(tokenizer)
+    assert exams.drilled(untrained, drills.pairs) >= 0.8
+    assert exams.drilled(untrained, drills.tangled) >= 0.3
+    before = untrained.blocks[0].out.weight.clone()
+    with torch.no_grad():
+        torch.nn.init.normal_(untrained.blocks[0].out.weight, std=0.02)  # without what the first layer brings
+        assert exams.drilled(untrained, drills.pairs) < 0.1
+        untrained.blocks[0].out.weight.copy_(before)
+
+
+def test_in_an_untrained_network_every_word_looks_back_to_where_its_sentence_began(untrained, tokenizer, rng):
+    import torch
+    from net import rotate
+    from torch.nn import functional as F
+
+    from nightschool.attention import Documents
+
+    stop = tokenizer.token_to_id(".")
+    ids, begun = [2], [0]  # the role token ends a sentence as well
+    for _ in range(12):
+        begun += [len(ids)] * 8
+        ids += [*rng.sample(range(300, tokenizer.get_vocab_size()), 7), stop]
+    cos, sin = untrained.cos[: len(ids), None], untrained.sin[: len(ids), None]
+    first, second = untrained.blocks[:2]
+    with torch.no_grad():
+        x = first(untrained.embed(torch.tensor(ids)), cos, sin, Documents.of([len(ids)]))
+        qkv = second.qkv(F.rms_norm(x, (x.shape[-1],), second.attn_norm, second.eps))
+        q, k, _ = qkv.view(len(ids), 3, second.heads, -1).unbind(1)  # each (N, H, head)
+        q, k = rotate(q, cos, sin)[:, 0], rotate(k, cos, sin)[:, 0]
+        seen = torch.ones(len(ids), len(ids), dtype=torch.bool).tril()
+        looks = (q @ k.T * q.shape[1] ** -0.5).masked_fill(~seen, -1e9).softmax(-1)
+    at_beginning = looks[torch.arange(len(ids)), torch.tensor(begun)]
+    assert float(at_beginning[9:].mean()) > 0.8
+
+
+def test_the_kernels_compute_what_plain_torch_does():
+    import torch
+    from net import Ember, Shape
+    from torch.nn import functional as F
+
+    pytest.importorskip("ninja", reason="kernels.cpp is built by ninja")
+    if not shutil.which("c++"):
+        pytest.skip("kernels.cpp needs a C++ compiler")
+    shape = Shape(vocab=512, layers=4, context=256)
+    plain, fast = Ember(shape), Ember(shape, fast=True)
+    with torch.no_grad():
+        for (
+            name,
+            weight,
+        ) in plain.named_parameters():  # as random as trained ones, without the sharp wired heads
+            torch.manual_seed(sum(map(ord, name)))
+            torch.nn.init.normal_(weight, std=0.1 if "embed" in name else 0.06, mean="norm" in name)
+    fast.load_state_dict(plain.state_dict())
+    torch.manual_seed(3)
+    lengths = [1, 2, 100, 17, 200, 64]
+    tokens, weights = torch.randint(0, shape.vocab, (384,)), torch.rand(384).round()
+    weights[[0, 1, 3, 103, 120, 320]] = 0.0
+    losses = [network.loss(tokens, weights, lengths) for network in (plain, fast)]
+    for loss in losses:
+        loss.backward()
+    assert losses[1].item() == pytest.approx(losses[0].item(), rel=0.01)
+    for (name, exact), rounded in zip(plain.named_parameters(), fast.parameters(), strict=True):
+        alike = F.cosine_similarity(exact.grad.flatten(), rounded.grad.flatten(), dim=0)
+        assert float(alike) > 0.98, name
+        assert float(rounded.grad.norm() / exact.grad.norm()) == pytest.approx(1.0, abs=0.1), name
+
+
+def test_muon_makes_matrices_nearly_orthogonal():
+    import torch
+    from muon import orthogonal
+
+    torch.manual_seed(1)
+    for shape in ((2, 96, 32), (2, 32, 96), (1, 64, 64)):
+        values = torch.linalg.svdvals(orthogonal(torch.randn(shape)))
+        assert 0.3 < float(values.min()) and float(values.max()) < 1.4
+
+
+def test_a_stream_of_batches_goes_on_where_it_was(tokenizer):
+    import torch
+    from corpus import Corpus
+    from worlds import population
+
+    texts = ["The red fox sleeps under our shed. My uncle sold his boat. Snow fell on the sea."] * 3
+
+    def stream():
+        return Corpus(tokenizer, population(1, entities=200), stories=texts, books=texts, seed=4)
+
+    whole = stream()
+    for _ in range(3):
+        whole.batch(1024, progress=0.0)
+    kept = whole.state
+    wanted = [whole.batch(1024, progress=0.5) for _ in range(3)]
+    resumed = stream()
+    resumed.state = json.loads(json.dumps(kept))
+    for batch in wanted:
+        again = resumed.batch(1024, progress=0.5)
+        assert torch.equal(batch.tokens, again.tokens) and torch.equal(batch.weights, again.weights)
+        assert batch.lengths == again.lengths and sum(again.lengths) == 1024
+
+
+def test_what_counts_in_a_drill_can_be_known_from_what_was_said(tokenizer, rng):
+    from drills import Drills
+
+    drills = Drills(tokenizer)
+    for kind in (drills.pairs, drills.tangled, drills.beginnings, drills.sentences):
+        for _ in range(20):
+            ids, weights = kind(rng)
+            tokens = ids.tolist()
+            assert len(tokens) == len(weights) and weights.sum() > 0
+            for at in [at for at, weight in enumerate(weights.tolist()) if weight]:
+                assert tokens[at] in tokens[:at] or tokens[at] == drills.end
 
 
 def test_everyday_statements_and_answers_say_the_value_and_questions_do_not(rng):
@@ -160,12 +289,13 @@ def test_pages_say_what_is_asked_of_them_and_those_of_the_exam_are_none_of_train
             assert all(each.value.lower() in one.statements[0].lower() for each in one.asked)
 
 
-def test_tangled_runs_that_come_again_can_be_told_apart(rng):
-    from corpus import TANGLED_ROW, tangled
+def test_tangled_runs_that_come_again_can_be_told_apart(tokenizer, rng):
+    from drills import LONGEST, Drills
 
+    drills = Drills(tokenizer)
     for _ in range(30):
-        ids, weights = tangled(rng, vocab=3072)
-        assert len(ids) == len(weights) == TANGLED_ROW and min(ids) > 3
+        ids, weights = drills.tangled(rng)
+        assert len(ids) == len(weights) == LONGEST and min(ids) > 3
         tokens = ids.tolist()
         for at in [at for at, weight in enumerate(weights.tolist()) if weight]:
             earlier = [
@@ -174,6 +304,33 @@ def test_tangled_runs_that_come_again_can_be_told_apart(rng):
                 if tokens[start : start + 2] == tokens[at - 2 : at]
             ]
             assert tokens[at] in earlier  # what counts has been said after the same two tokens
+
+
+def test_a_drill_in_finding_asks_for_what_one_sentence_alone_has(tokenizer, rng):
+    from drills import Drills
+
+    drills = Drills(tokenizer)
+    for _ in range(30):
+        tokens = drills.sentences(rng)[0].tolist()
+        first = tokens.index(drills.assistant)
+        answer = tokens[first + 1 : tokens.index(drills.end, first)]
+        told = max(at for at in range(first) if tokens[at] == drills.stop)
+        said, asked = tokens[1 : told + 1], tokens[told + 1 : first]
+        assert any(said[at : at + len(answer)] == answer for at in range(len(said)))
+        assert any(said.count(token) == answer.count(token) == 1 for token in asked)
+
+
+def test_what_is_known_by_heart_keeps_back_a_question(rng):
+    from frames import by_heart, pages_for_exams
+
+    known = by_heart(3)
+    kept_back = [(one, question, wanted) for one, (question, wanted) in known if question]
+    assert len(kept_back) > 250
+    for one, question, wanted in kept_back:
+        assert question not in {each for asked in one.asked for each in asked.questions}
+        assert wanted.lower() in one.asked[0].answer.lower()
+    examined = {frame.number for page in pages_for_exams() for frame in page.frames}
+    assert not examined & {int(one.key.removeprefix("frame ")) for one, _ in known}
 
 
 def test_a_sentence_of_a_plain_text_is_found_by_words_that_only_it_has(rng):

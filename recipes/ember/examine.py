@@ -14,14 +14,13 @@ import random
 import re
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 import exams
 from documents import TELL
 from everyday import Told, told_fact
-from exams import Question
+from exams import SLOTS, answers, right
 from reading import REPHRASE, some_told, world
 from texts import general_texts
 from worlds import fill, population
@@ -45,7 +44,7 @@ from nightschool.writer import WRITE_QUESTION
 
 HERE = Path(__file__).resolve().parent
 EMBER = package_data("ember") / "ember.gguf"
-QUESTIONS, SENTENCES, SLOTS = 300, 200, 8
+QUESTIONS, SENTENCES = 300, 200
 TAUGHT = {"entities": 12, "facts": 48}
 LESSONS = TrainSettings(rank=16, lr=3e-3, epochs=3, batch_tokens=1024, rehearsal=0.4)
 SETS = ("allotment", "flat", "band")
@@ -85,17 +84,6 @@ def show(rows: Sequence[Row]) -> Sequence[Row]:
     return rows
 
 
-def answers(engine: Engine, prompts: Sequence[str], *, max_tokens: int = 48) -> list[str]:
-    """Greedy replies, several at a time; prompts carry their role tokens."""
-
-    def one(prompt: str) -> str:
-        found = engine.complete(prompt, temperature=0.0, max_tokens=max_tokens)
-        return str(found["content"]).strip()
-
-    with ThreadPoolExecutor(SLOTS) as pool:
-        return list(pool.map(one, prompts))
-
-
 def chats(engine: Engine, questions: Sequence[str]) -> list[str]:
     """Greedy replies to single messages."""
     return answers(engine, [f"<|user|>{question}<|assistant|>" for question in questions])
@@ -104,11 +92,6 @@ def chats(engine: Engine, questions: Sequence[str]) -> list[str]:
 def share(found: Sequence[bool]) -> float:
     """How many of them are true."""
     return sum(found) / max(1, len(found))
-
-
-def right(questions: Sequence[Question], replies: Sequence[str]) -> float:
-    """The share of replies that contain what is wanted."""
-    return share([q.wanted.lower() in reply.lower() for q, reply in zip(questions, replies, strict=True)])
 
 
 def asked_only(model: str) -> list[Row]:

@@ -1,13 +1,18 @@
 """What ember is asked after training: its population's facts, unseen notes, and plain English."""
 
+import math
 import random
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 
+import numpy as np
 import torch
-from corpus import copying, encode
 from documents import ASSISTANT, END, SYSTEM, USER
-from frames import for_exams, pages_for_exams, some_framed, some_of_page
+from drills import Encoded
+from frames import by_heart, for_exams, pages_for_exams, some_framed, some_of_page
 from net import Ember
 from reading import laid_out, notes_of, question_for, some_told
 from tokenizers import Tokenizer
@@ -15,9 +20,9 @@ from worlds import Fact, Population, read_lists, withheld
 
 from nightschool.answer import UNKNOWN
 from nightschool.check import READ
+from nightschool.engine import Engine
 
-PAD_TO = 96
-NEW_TOKENS = 40
+SLOTS = 8
 
 
 @dataclass(frozen=True)
@@ -90,65 +95,59 @@ def page_questions(*, seed: int, count: int) -> list[Question]:
     return found
 
 
+def heart_questions(known: int, *, seed: int, count: int) -> list[Question]:
+    """What is known by heart (`by_heart(known)`), asked in words that training kept back."""
+    asked = [(question, wanted) for _, (question, wanted) in by_heart(known) if question]
+    picked = random.Random(seed).sample(asked, min(count, len(asked)))
+    return [Question(f"{USER}{question}{ASSISTANT}", wanted) for question, wanted in picked]
+
+
 @cache
 def exam_values() -> dict[str, tuple[str, ...]]:
     """Values that no training document has."""
     return read_lists("values_exam.txt")
 
 
-@torch.no_grad()
-def generate(model: Ember, tokenizer: Tokenizer, prompts: list[str]) -> list[str]:
-    """Greedy answers, all prompts at once, without a cache: fine for a few hundred short ones."""
-    rows = [encoding.ids for encoding in tokenizer.encode_batch(prompts)]
-    end = tokenizer.token_to_id(END)
-    longest = max(map(len, rows)) + NEW_TOKENS
-    tokens = torch.full((len(rows), longest), end)
-    for row, ids in zip(tokens, rows, strict=True):
-        row[: len(ids)] = torch.tensor(ids)
-    at = torch.tensor([len(ids) for ids in rows])
-    for _ in range(NEW_TOKENS):
-        width = int(at.max())
-        positions = torch.arange(width).expand(len(rows), width)
-        hidden = model(tokens[:, :width], positions, torch.zeros_like(positions))  # (N, width, D)
-        last = hidden[torch.arange(len(rows)), at - 1]
-        tokens[torch.arange(len(rows)), at] = (last @ model.embed.weight.T).argmax(-1)
-        at = (at + 1).clamp_max(longest - 1)
-    return [
-        tokenizer.decode(row[len(ids) :].tolist(), skip_special_tokens=False).split(END)[0]
-        for row, ids in zip(tokens, rows, strict=True)
-    ]
+def answers(engine: Engine, prompts: Sequence[str], *, max_tokens: int = 48) -> list[str]:
+    """Greedy replies, several at a time; prompts carry their role tokens."""
+
+    def one(prompt: str) -> str:
+        found = engine.complete(prompt, temperature=0.0, max_tokens=max_tokens)
+        return str(found["content"]).strip()
+
+    with ThreadPoolExecutor(SLOTS) as pool:
+        return list(pool.map(one, prompts))
 
 
-def score(model: Ember, tokenizer: Tokenizer, questions: list[Question]) -> tuple[float, list[str]]:
-    """The share of answers that contain what is wanted, and the answers."""
-    answers: list[str] = []
-    for start in range(0, len(questions), 64):
-        answers += generate(model, tokenizer, [question.prompt for question in questions[start : start + 64]])
-    right = [q.wanted.lower() in answer.lower() for q, answer in zip(questions, answers, strict=True)]
-    return sum(right) / len(right), answers
+def right(questions: Sequence[Question], replies: Sequence[str]) -> float:
+    """The share of replies that contain what is wanted."""
+    found = [q.wanted.lower() in reply.lower() for q, reply in zip(questions, replies, strict=True)]
+    return sum(found) / max(1, len(found))
 
 
 @torch.no_grad()
-def copying_share(model: Ember) -> float:
-    """How often the second of a random pair of tokens is foreseen when its first comes again."""
-    batch = copying(random.Random(1), 48, vocab=model.shape.vocab)
-    parts = (part.to(model.embed.weight.device) for part in (batch.tokens, batch.positions, batch.documents))
-    hidden = model(*parts)[:, :-1]
-    chosen = (batch.weights[:, 1:] > 0).to(hidden.device)
-    found = (hidden[chosen] @ model.embed.weight.T).argmax(-1)
-    return float((found == batch.tokens.to(hidden.device)[:, 1:][chosen]).float().mean())
+def drilled(model: Ember, kind: Callable[[random.Random], Encoded], *, count: int = 48) -> float:
+    """The share of tokens foreseen in drills of a kind, of those that count."""
+    rng = random.Random(1)
+    drills = [kind(rng) for _ in range(count)]
+    tokens, weights = (torch.from_numpy(np.concatenate(each)) for each in zip(*drills, strict=True))
+    hidden = model(tokens, [len(ids) for ids, _ in drills])
+    chosen = torch.nonzero(weights)[:, 0]
+    found = (hidden[chosen - 1] @ model.embed.weight.T).argmax(-1)
+    return float((found == tokens[chosen]).float().mean())
 
 
 @torch.no_grad()
-def bits_per_byte(model: Ember, tokenizer: Tokenizer, texts: list[str], *, length: int = 128) -> float:
+def bits_per_byte(model: Ember, tokenizer: Tokenizer, texts: Sequence[str], *, length: int = 256) -> float:
     """Bits a byte over texts, each cut into windows of `length` tokens that do not see each other."""
-    bits, size = 0.0, 0
-    for (ids, _), text in zip(encode(tokenizer, [[(text, 1.0)] for text in texts]), texts, strict=True):
-        size += len(text.encode())
-        for start in range(0, len(ids) - 1, length):
-            window = torch.from_numpy(ids[start : start + length + 1])[None]
-            positions = torch.arange(window.shape[1])[None]
-            zeros = torch.zeros_like(positions)
-            loss = model.loss(window, positions, zeros, zeros + 1.0)
-            bits += float(loss) * (window.shape[1] - 1) / 0.6931471805599453
-    return bits / size
+    windows: list[list[int]] = []
+    for encoding in tokenizer.encode_batch(list(texts)):
+        windows += [encoding.ids[start : start + length] for start in range(0, len(encoding.ids), length)]
+    nats = 0.0
+    for start in range(0, len(windows), 16):
+        some = windows[start : start + 16]
+        tokens = torch.tensor([token for window in some for token in window])
+        weights = torch.ones(len(tokens))
+        weights[torch.tensor([0, *accumulate(map(len, some))][:-1])] = 0.0
+        nats += model.loss(tokens, weights, [len(window) for window in some]).item() * weights.sum().item()
+    return nats / math.log(2) / sum(len(text.encode()) for text in texts)

@@ -8,7 +8,7 @@ pages.txt has whole pages of them: a heading and ten or so sentences about one m
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -206,11 +206,16 @@ def some_framed(rng: random.Random, among: Sequence[Frame], count: int) -> list[
     ]
 
 
-def some_of_page(rng: random.Random, page: Page, count: int) -> tuple[list[Told], list[Told]]:
-    """(what is told, what is not) of a page with so many of its sentences, in their order."""
+def some_of_page(
+    rng: random.Random, page: Page, count: int, *, odd: float = ODD, wordings: bool = False
+) -> tuple[list[Told], list[Told]]:
+    """(what is told, what is not) of a page with so many of its sentences, in their order.
+
+    `odd`: the share of the sentences, and `wordings`, as in `filled`.
+    """
     made = makers(rng)
     cast = {slot: made[slot]() for slot in CAST}
-    told = [filled(rng, frame, odd=rng.random() < ODD, wordings=False, cast=cast) for frame in page.frames]
+    told = [filled(rng, frame, odd=rng.random() < odd, wordings=wordings, cast=cast) for frame in page.frames]
     kept = set(rng.sample(range(len(told)), min(count, len(told))))
     said = [one for at, one in enumerate(told) if at in kept]
     return said, [one for at, one in enumerate(told) if at not in kept]
@@ -224,8 +229,24 @@ def not_told(rng: random.Random, one: Told) -> Told:
     return Told("another", other.key, other.statements, other.asked)
 
 
-def known_frames(seed: int, *, count: int = 300) -> list[Told]:
-    """Notes that are always the same, to be known by heart."""
+@cache
+def by_heart(seed: int, *, count: int = 300, whole: int = 60) -> tuple[tuple[Told, tuple[str, str]], ...]:
+    """Notes that are always the same, to be known by heart: single ones and whole pages.
+
+    With each a question that training does not ask, and its answer; both empty where all are needed.
+    """
     rng = random.Random(seed)
-    among = for_training()
-    return [filled(rng, frame) for frame in rng.sample(among, min(count, len(among)))]
+    among, some = for_training(), pages_for_training()
+    told = [filled(rng, frame) for frame in rng.sample(among, min(count, len(among)))]
+    for page in rng.sample(some, min(whole, len(some))):
+        told += some_of_page(rng, page, len(page.frames), odd=0.0, wordings=True)[0]
+    return tuple(_with_one_kept_back(one) for one in told)
+
+
+def _with_one_kept_back(one: Told) -> tuple[Told, tuple[str, str]]:
+    most = max(one.asked, key=lambda asked: len(asked.questions))
+    if len(most.questions) < 3:
+        return one, ("", "")
+    fewer = replace(most, questions=most.questions[:-1])
+    asked = tuple(fewer if each is most else each for each in one.asked)
+    return replace(one, asked=asked), (most.questions[-1], most.value)

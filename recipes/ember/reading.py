@@ -257,16 +257,20 @@ def with_notes(rng: random.Random, notes: str, asked: list[tuple[str, Document]]
     return head + [piece for question, answer in others for piece in turn(question, answer)]
 
 
-def page_chat(rng: random.Random, page: Page, *, most: int, absent: float) -> Document:
-    """At most so many sentences of a page in the prompt, then questions; some ask for others of the page."""
-    most = min(most, len(page.frames))
-    said, left_out = some_of_page(rng, page, rng.randint(2, most))
-    asked = []
-    for _ in range(rng.randint(2, 5)):
-        is_absent = bool(left_out) and rng.random() < absent
-        found = rng.choice(rng.choice(left_out if is_absent else said).asked)
-        asked.append(reply(rng, rng.choice(found.questions), None if is_absent else found))
+def page_chat(rng: random.Random, page: Page, *, absent: float) -> Document:
+    """Some sentences of a page in the prompt, then questions; some ask for others of the page."""
+    said, left_out = some_of_page(rng, page, rng.randint(2, len(page.frames)))
+    asked = [reply(rng, question, found) for question, found in some_questions(rng, said, rng.randint(3, 8))]
+    for at in range(len(asked)):
+        if left_out and rng.random() < absent:
+            asked[at] = reply(rng, some_questions(rng, left_out, 1)[0][0], None)
     return with_notes(rng, laid_out(rng, page.heading, [one.statements[0] for one in said]), asked)
+
+
+def some_questions(rng: random.Random, told: Sequence[Told], count: int) -> list[tuple[str, Asked]]:
+    """So many different questions about what is told, or all there are."""
+    every = [(question, asked) for one in told for asked in one.asked for question in asked.questions]
+    return rng.sample(every, min(count, len(every)))
 
 
 def laid_out(rng: random.Random, heading: str, sentences: Sequence[str]) -> str:

@@ -8,7 +8,6 @@ in bfloat16. Stopped at any moment, the same command with --resume goes on from 
 import argparse
 import json
 import os
-import random
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,17 +15,20 @@ from typing import Any
 
 import exams
 import torch
-from corpus import LENGTHS, MIXTURES, Batch, Corpus, at_share
+from corpus import MIXTURES, Corpus
 from export import write_model
 from muon import Muon
 from net import Ember, Shape
 from texts import general_texts
 from tokenizers import Tokenizer
-from torch import Tensor
-from vocabulary import train_tokenizer
+from vocabulary import sentence_ends, train_tokenizer
 from worlds import population
 
+from nightschool.answer import UNKNOWN
+from nightschool.engine import Engine
+
 SEED = 1
+DRILLED = ("pairs", "tangled", "beginnings", "sentences")
 
 
 @dataclass(frozen=True)
@@ -36,15 +38,15 @@ class Settings:
     minutes: float = 60.0
     micro_tokens: int = 4096
     accumulate: int = 2
-    matrix_lr: float = 0.01
-    careful_until: float = 0.17  # till then 0.6 of it: more washes out the wired copying, still unused
+    matrix_lr: float = 0.008
+    careful_until: float = 0.06  # till then 0.4 of it: more washes out what is wired, still unused
     matrix_decay: float = 0.03  # without it queries and keys grow until attention is too sharp for int8
-    other_lr: float = 2e-3
-    warmup_steps: int = 300
-    decay_from: float = 0.7
+    other_lr: float = 1.5e-3
+    warmup_steps: int = 100
+    decay_from: float = 0.5
     entities: int = 320
     checkpoint_s: float = 120.0
-    exam_s: float = 420.0
+    exam_s: float = 1200.0
 
 
 def main() -> None:
@@ -58,7 +60,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=Settings.minutes)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--plain", action="store_true", help="plain torch, without kernels.cpp")
     for name, field in Settings.__dataclass_fields__.items():
         if name != "minutes":
             kind = type(field.default)
@@ -83,37 +85,26 @@ class Run:
         vocabulary = self.work / "tokenizer.json"
         if not vocabulary.exists():
             train_tokenizer(
-                vocabulary, Shape.vocab, people=people, texts=stories[:4000] + books[:2500], seed=SEED
+                vocabulary, Shape.vocab, people=people, texts=stories[:3000] + books[:4000], seed=SEED
             )
         self.tokenizer, self.people = Tokenizer.from_file(str(vocabulary)), people
         self.corpus = Corpus(self.tokenizer, people, stories=stories, books=books, seed=SEED)
         shape = Shape(
             layers=options["layers"], hidden=options["hidden"], vocab=self.tokenizer.get_vocab_size()
         )
-        self.model = Ember(shape).to(self.device)
-        self.masters = [weight.detach().clone() for weight in self.model.parameters()]
-        self.model.bfloat16()
-        matrices = [
-            weight for name, weight in self.named_masters() if weight.ndim == 2 and "embed" not in name
-        ]
-        others = [weight for name, weight in self.named_masters() if weight.ndim != 2 or "embed" in name]
+        is_fast = self.device.type == "cpu" and not options["plain"]
+        self.model = Ember(shape, ends=sentence_ends(self.tokenizer), fast=is_fast).to(self.device)
+        named = list(self.model.named_parameters())
+        matrices = [weight for name, weight in named if weight.ndim == 2 and "embed" not in name]
+        others = [weight for name, weight in named if weight.ndim != 2 or "embed" in name]
         self.optimisers = [
             Muon(matrices, lr=settings.matrix_lr, decay=settings.matrix_decay),
             torch.optim.AdamW(others, lr=settings.other_lr, betas=(0.9, 0.95), weight_decay=0.0),
         ]
-        if options["compile"]:
-            self.model.compile(dynamic=False)
         self.step, self.tokens, self.elapsed = 0, 0, 0.0
         self.losses: list[tuple[int, float]] = []
         if options["resume"] and (self.work / "checkpoint.pt").exists():
             self.load()
-
-    def named_masters(self) -> list[tuple[str, Tensor]]:
-        """The fp32 weights by the model's names."""
-        return [
-            (name, weight)
-            for (name, _), weight in zip(self.model.named_parameters(), self.masters, strict=True)
-        ]
 
     def train(self) -> None:
         """Train until the time is used up, then examine and export."""
@@ -128,13 +119,15 @@ class Run:
             if self.step % 20 == 0:
                 recent = sum(value for _, value in self.losses[-20:]) / len(self.losses[-20:])
                 self.log(f"step {self.step} loss {recent:.3f} tokens {self.tokens} s {self.elapsed:.0f}")
-            if self.step % 60 == 0:
-                self.log(f"copying {exams.copying_share(self.model):.2f}")
+            if self.step % 100 == 0:
+                drills = self.corpus.drills
+                shares = {kind: exams.drilled(self.model, getattr(drills, kind)) for kind in DRILLED}
+                self.log(" ".join(f"{kind} {share:.2f}" for kind, share in shares.items()))
             if now - saved > self.settings.checkpoint_s:
                 self.save()
                 saved = now
             if now - examined > self.settings.exam_s:
-                self.log(json.dumps(self.examine(40)))
+                self.log(json.dumps(self.examine(64)))
                 examined = time.monotonic()
                 last = examined
         self.save()
@@ -145,62 +138,56 @@ class Run:
         settings = self.settings
         fall = min(1.0, (1.0 - progress) / (1.0 - settings.decay_from))
         warm = min(1.0, (self.step + 1) / settings.warmup_steps)
-        matrix_lr = settings.matrix_lr * (0.6 if progress < settings.careful_until else 1.0)
-        for optimiser, lr in zip(self.optimisers, (matrix_lr, settings.other_lr), strict=True):
-            optimiser.param_groups[0]["lr"] = lr * fall * warm
-        length = at_share(LENGTHS, progress)
+        careful = 0.4 if progress < settings.careful_until else 1.0
+        for optimiser, lr in zip(self.optimisers, (settings.matrix_lr, settings.other_lr), strict=True):
+            optimiser.param_groups[0]["lr"] = lr * fall * warm * careful
         total = 0.0
         for _ in range(settings.accumulate):
-            batch = self.corpus.batch(settings.micro_tokens // length, length, progress=progress)
-            loss = self.model.loss(*self.placed(batch))
+            batch = self.corpus.batch(settings.micro_tokens, progress=progress)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+                loss = self.model.loss(
+                    batch.tokens.to(self.device), batch.weights.to(self.device), batch.lengths
+                )
             (loss / settings.accumulate).backward()
             total += loss.item() / settings.accumulate
-            self.tokens += batch.tokens.numel()
-        for weight, live in zip(self.masters, self.model.parameters(), strict=True):
-            weight.grad = live.grad.float()  # type: ignore[union-attr]
-            live.grad = None
+            self.tokens += len(batch.tokens)
         for optimiser in self.optimisers:
             optimiser.step()
-        self.refresh()
+            optimiser.zero_grad()
         self.step += 1
         return total
 
-    def placed(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The batch's tensors on the device."""
-        parts = (batch.tokens, batch.positions, batch.documents, batch.weights)
-        return tuple(part.to(self.device) for part in parts)  # type: ignore[return-value]
-
-    @torch.no_grad()
-    def refresh(self) -> None:
-        """Copy the fp32 weights into the computing ones."""
-        for live, weight in zip(self.model.parameters(), self.masters, strict=True):
-            live.copy_(weight)
-
     def examine(self, count: int) -> dict[str, float]:
-        """The exams, on `count` questions each."""
+        """The exams, on `count` questions each, answered by llama.cpp; and plain English."""
         asked = {
             "known": exams.known_questions(self.people, seed=5, count=count, held_out=False),
             "known_other_wording": exams.known_questions(self.people, seed=5, count=count, held_out=True),
+            "by_heart_other_wording": exams.heart_questions(SEED + 2, seed=5, count=count),
             "notes": exams.notes_questions(seed=5, count=count),
             "framed_notes": exams.framed_questions(seed=5, count=count),
-            "pages": exams.page_questions(seed=5, count=count),
+            "pages": exams.page_questions(seed=5, count=2 * count),
             "not_in_notes": exams.notes_questions(seed=6, count=count, absent=True),
         }
-        model = Ember(self.model.shape).bfloat16()
-        model.load_state_dict({name: value.cpu() for name, value in self.model.state_dict().items()})
-        figures = {name: round(exams.score(model, self.tokenizer, q)[0], 3) for name, q in asked.items()}
+        path = self.work / "examined.gguf"
+        self.write(path)
+        with Engine(path, slots=exams.SLOTS, ctx=self.model.shape.context) as engine:
+            said = {name: exams.answers(engine, [q.prompt for q in some]) for name, some in asked.items()}
+        figures = {name: round(exams.right(some, said[name]), 3) for name, some in asked.items()}
+        figures["refused"] = round(sum(text.startswith(UNKNOWN) for text in said["notes"]) / count, 3)
         texts = self.held[: max(8, count // 5)]
-        stories, books = texts[0::2], texts[1::2]
-        figures["bits_per_byte_stories"] = round(exams.bits_per_byte(model, self.tokenizer, stories), 3)
-        figures["bits_per_byte_books"] = round(exams.bits_per_byte(model, self.tokenizer, books), 3)
+        for name, some in (("stories", texts[0::2]), ("books", texts[1::2])):
+            figures[f"bits_per_byte_{name}"] = round(exams.bits_per_byte(self.model, self.tokenizer, some), 3)
         return figures
+
+    def write(self, path: Path) -> None:
+        """The model as a GGUF."""
+        write_model(path, dict(self.model.named_parameters()), self.model.shape, self.tokenizer)
 
     def finish(self) -> None:
         """Exams, GGUF and card."""
         figures = self.examine(64)  # the whole examination is examine.py's
         self.log(json.dumps(figures))
-        weights = dict(self.named_masters())
-        write_model(self.out / "ember.gguf", weights, self.model.shape, self.tokenizer)
+        self.write(self.out / "ember.gguf")
         card = make_card(self, figures)
         (self.out / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
@@ -213,11 +200,11 @@ class Run:
     def save(self) -> None:
         """Write a checkpoint, whole or not at all."""
         state = {
-            "weights": dict(self.named_masters()),
+            "weights": self.model.state_dict(),
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "clock": (self.step, self.tokens, self.elapsed),
             "losses": self.losses,
-            "rng": self.corpus.rng.getstate(),
+            "corpus": self.corpus.state,
         }
         draft = self.work / "checkpoint.draft"
         torch.save(state, draft)
@@ -226,18 +213,14 @@ class Run:
     def load(self) -> None:
         """Go on from the checkpoint."""
         state = torch.load(self.work / "checkpoint.pt", map_location=self.device, weights_only=True)
-        for name, weight in self.named_masters():
-            weight.copy_(state["weights"][name])
+        self.model.load_state_dict(state["weights"])
         for optimiser, kept in zip(self.optimisers, state["optimisers"], strict=True):
             for group, asked in zip(kept["param_groups"], optimiser.param_groups, strict=True):
                 group["decay"] = asked.get("decay", 0.0)
             optimiser.load_state_dict(kept)
         self.step, self.tokens, self.elapsed = state["clock"]
         self.losses = state["losses"]
-        version, internal, gauss = state["rng"]
-        self.corpus.rng = random.Random()
-        self.corpus.rng.setstate((version, tuple(internal), gauss))
-        self.refresh()
+        self.corpus.state = state["corpus"]
 
 
 def make_card(run: Run, figures: dict[str, float]) -> dict[str, Any]:
@@ -250,10 +233,10 @@ def make_card(run: Run, figures: dict[str, float]) -> dict[str, Any]:
         "speaks simple sentences, keeps to question and answer, and takes up new facts through an adapter.",
         "what_it_is_not": "A source of knowledge. It knows a made-up population and nothing of the world; "
         "`nightschool pull` gets a real model.",
-        "parameters": sum(weight.numel() for weight in run.masters),
+        "parameters": sum(weight.numel() for weight in run.model.parameters()),
         "shape": asdict(run.model.shape),
         "data": {
-            "documents_by_kind_from_share_of_time": MIXTURES,
+            "tokens_by_kind_from_share_of_time": MIXTURES,
             "generator": "recipes/ember: little worlds, seed 1, written for this project (Apache-2.0)",
             "stories": "TinyStories, 5 MB (CDLA-Sharing-1.0)",
             "books": "mlschmitt/classic-books-markdown, 7 MB of prose (public domain)",

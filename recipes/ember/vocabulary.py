@@ -1,11 +1,13 @@
 """The tokenizer: byte-level BPE; its splitting rule is llama.cpp's "qwen2": one digit, one token."""
 
 import random
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from documents import ASSISTANT, END, SYSTEM, USER, Document, known_chat, known_text
+from frames import filled, trained
 from reading import ask_chat, notes_chat
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from worlds import Population
@@ -24,7 +26,10 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(path: Path, size: int, *, people: Population, texts: list[str], seed: int) -> None:
-    """Train on a sample of everything the model will read and write it as a tokenizers JSON file."""
+    """Train on a sample of everything the model will read and write it as a tokenizers JSON file.
+
+    Most of it is everyday English: a word that is one token is found again by looking for one token.
+    """
     tokenizer = untrained(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=size,
@@ -32,7 +37,7 @@ def train_tokenizer(path: Path, size: int, *, people: Population, texts: list[st
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([*texts, *world_sample(people, seed)], trainer)
+    tokenizer.train_from_iterator([*texts, *world_sample(people, seed), *framed_sample(seed)], trainer)
     tokenizer.save(str(path))
 
 
@@ -52,10 +57,28 @@ def world_sample(people: Population, seed: int) -> list[str]:
     rng = random.Random(seed)
     facts = people.all_facts()
     documents: list[Document] = []
-    for _ in range(6_000):
+    for _ in range(3_000):
         documents += [known_chat(rng, people, facts), known_text(rng, people), notes_chat(rng)]
     documents += [ask_chat(rng) for _ in range(200)]
     return [text for document in documents for text in plain_parts(document)]
+
+
+def framed_sample(seed: int, *, times: int = 12) -> list[str]:
+    """Everyday sentences, each filled so many times, and a question of each kind about them."""
+    rng = random.Random(seed)
+    texts: list[str] = []
+    for _ in range(times):
+        for frame in trained().values():
+            told = filled(rng, frame)
+            texts += [rng.choice(told.statements), *(rng.choice(asked.questions) for asked in told.asked)]
+    return texts
+
+
+def sentence_ends(tokenizer: Tokenizer) -> list[int]:
+    """Ids of tokens that end a sentence or a line: roles, full stops, line ends, the dash of a list."""
+    ids = range(tokenizer.get_vocab_size())
+    texts = {id: tokenizer.decode([id], skip_special_tokens=False) for id in ids}
+    return [id for id, text in texts.items() if text in SPECIAL or re.fullmatch(r"[.!?:]+\"?\n*|\n+|-", text)]
 
 
 def plain_parts(document: Document) -> list[str]:
