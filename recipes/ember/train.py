@@ -8,6 +8,7 @@ in bfloat16. Stopped at any moment, the same command with --resume goes on from 
 import argparse
 import json
 import os
+import signal
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,10 +39,9 @@ class Settings:
     minutes: float = 60.0
     micro_tokens: int = 4096
     accumulate: int = 2
-    matrix_lr: float = 0.008
-    careful_until: float = 0.06  # till then 0.4 of it: more washes out what is wired, still unused
+    matrix_lr: float = 0.004  # twice as much, and finding is half forgotten within a million tokens (LOG.md)
     matrix_decay: float = 0.03  # without it queries and keys grow until attention is too sharp for int8
-    other_lr: float = 1.5e-3
+    other_lr: float = 8e-4
     warmup_steps: int = 100
     decay_from: float = 0.5
     entities: int = 320
@@ -107,8 +107,11 @@ class Run:
             self.load()
 
     def train(self) -> None:
-        """Train until the time is used up, then examine and export."""
+        """Train until the time is used up, then examine and export; Ctrl-C ends with a checkpoint instead."""
         budget_s = self.settings.minutes * 60
+        stopped: list[int] = []
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda number, frame: stopped.append(number))  # noted between steps only
         last = saved = examined = time.monotonic()
         while self.elapsed < budget_s:
             loss = self.one_step(self.elapsed / budget_s)
@@ -123,9 +126,12 @@ class Run:
                 drills = self.corpus.drills
                 shares = {kind: exams.drilled(self.model, getattr(drills, kind)) for kind in DRILLED}
                 self.log(" ".join(f"{kind} {share:.2f}" for kind, share in shares.items()))
-            if now - saved > self.settings.checkpoint_s:
+            if stopped or now - saved > self.settings.checkpoint_s:
                 self.save()
                 saved = now
+            if stopped:
+                self.log("Stopped: the same command with --resume goes on from here.")
+                return
             if now - examined > self.settings.exam_s:
                 self.log(json.dumps(self.examine(64)))
                 examined = time.monotonic()
@@ -138,9 +144,8 @@ class Run:
         settings = self.settings
         fall = min(1.0, (1.0 - progress) / (1.0 - settings.decay_from))
         warm = min(1.0, (self.step + 1) / settings.warmup_steps)
-        careful = 0.4 if progress < settings.careful_until else 1.0
         for optimiser, lr in zip(self.optimisers, (settings.matrix_lr, settings.other_lr), strict=True):
-            optimiser.param_groups[0]["lr"] = lr * fall * warm * careful
+            optimiser.param_groups[0]["lr"] = lr * fall * warm
         total = 0.0
         for _ in range(settings.accumulate):
             batch = self.corpus.batch(settings.micro_tokens, progress=progress)
