@@ -40,22 +40,24 @@ MIXTURES: dict[float, dict[str, float]] = {
         "writing": 2, "greeting": 0.5, "story": 7, "book": 5,
     },
     0.06: {
-        "pairs": 4, "tangled": 4, "beginnings": 5, "sentences": 5,
-        "known_chat": 9, "known_text": 4, "heart": 5,
-        "notes": 13, "framed": 8, "page": 14, "finding": 6, "story_notes": 2, "ask": 2, "roll": 4,
-        "name": 1.5, "everyday_name": 1, "writing": 3, "rewording": 3, "greeting": 0.3, "story": 8, "book": 7,
+        "pairs": 2, "tangled": 2, "beginnings": 5, "sentences": 5,
+        "known_chat": 6, "known_text": 3, "heart": 4,
+        "notes": 13, "framed": 8, "page": 20, "finding": 10, "story_notes": 1, "ask": 2, "roll": 3,
+        "name": 1, "everyday_name": 1, "writing": 3, "rewording": 3, "greeting": 0.3, "story": 6, "book": 6,
     },
     0.4: {
         "pairs": 2, "tangled": 2, "beginnings": 3, "sentences": 3,
         "known_chat": 6, "known_text": 3, "heart": 6,
-        "notes": 17, "framed": 9, "page": 20, "finding": 6, "story_notes": 1.5, "ask": 3, "roll": 3,
+        "notes": 17, "framed": 8, "page": 22, "finding": 7, "story_notes": 1, "ask": 3, "roll": 3,
         "name": 1, "everyday_name": 1, "writing": 4, "rewording": 4, "greeting": 0.3, "story": 6, "book": 5,
     },
 }  # fmt: skip
 LONGEST = 640  # tokens of a document
 CHARACTERS_A_TOKEN = 4  # about
 AT_ONCE = 24  # documents made and tokenised together
-FRAMED_ABSENT = 0.15  # of the questions about natural notes have no answer: to say so is the easy way out
+# Of the questions about the generator's notes, and about natural ones, so many have no answer. Few at first:
+# to say that one does not know is the easy way out.
+ABSENT: dict[float, tuple[float, float]] = {0.0: (0.15, 0.04), 0.4: (0.32, 0.15)}
 GENERAL = 0.6  # weight of stories and books: much to learn there, and facts must not drown in it
 STORY = ("Tell me a story.", "Please tell me a story.", "Can you tell me a story?", "I want to hear a story.")
 BOOK = ("Read to me from a book.", "Please read to me from an old book.", "Read me a page from a book.")
@@ -102,25 +104,25 @@ class Corpus:
         ]
         self.mixture, self.given = kept["mixture"], kept["given"]
 
-    def document(self, kind: str) -> Document:
-        """One document in words."""
-        rng = self.rng
+    def document(self, kind: str, *, absent: tuple[float, float]) -> Document:
+        """One document in words; `absent` as in ABSENT."""
+        rng, (seldom, rarely) = self.rng, absent
         makers: dict[str, Callable[[], Document]] = {
             "known_chat": lambda: known_chat(rng, self.people, self.facts),
             "known_text": lambda: known_text(rng, self.people),
             "name": lambda: name_chat(rng),
             "greeting": lambda: greeting_chat(rng),
             "heart": lambda: household_document(rng, self.heart),
-            "notes": lambda: notes_chat(rng),
-            "framed": lambda: notes_chat(rng, self.framed(12), most=12, absent=FRAMED_ABSENT),
-            "page": lambda: page_chat(rng, rng.choice(self.pages), absent=FRAMED_ABSENT),
+            "notes": lambda: notes_chat(rng, absent=seldom),
+            "framed": lambda: notes_chat(rng, self.framed(12), most=12, absent=rarely),
+            "page": lambda: page_chat(rng, rng.choice(self.pages), absent=rarely),
             "finding": lambda: finding_chat(rng, self.runs, most=12),
-            "ask": lambda: ask_chat(rng, self.framed() if rng.random() < 0.5 else (), most=16),
+            "ask": lambda: ask_chat(rng, self.framed() if rng.random() < 0.5 else (), absent=seldom, most=16),
             "roll": lambda: roll(rng),
             "everyday_name": lambda: everyday_name_chat(rng),
             "writing": lambda: writing_chat(rng, self.framed() if rng.random() < 0.5 else self.story_notes),
             "rewording": lambda: rewording_chat(rng, self.framed() if rng.random() < 0.3 else ()),
-            "story_notes": lambda: notes_chat(rng, self.story_notes),
+            "story_notes": lambda: notes_chat(rng, self.story_notes, absent=seldom),
             "story": lambda: general(rng, self.stories, asked=STORY),
             "book": lambda: general(rng, self.books, asked=BOOK),
         }
@@ -136,7 +138,7 @@ class Corpus:
         room = size
         while room:
             if not self.waiting:
-                self.make_more(at_share(MIXTURES, progress))
+                self.make_more(progress)
             ids, weights = self.waiting.pop()
             if len(ids) > room:  # back to where it was, and a text to fill up with
                 self.waiting.append((ids, weights))
@@ -148,8 +150,9 @@ class Corpus:
         tokens, weights = (torch.from_numpy(np.concatenate(each)) for each in zip(*parts, strict=True))
         return Batch(tokens, weights, [len(ids) for ids, _ in parts])
 
-    def make_more(self, mixture: dict[str, float]) -> None:
+    def make_more(self, progress: float) -> None:
         """Let some documents wait: each time of the kind that is furthest behind its share."""
+        mixture, absent = at_share(MIXTURES, progress), at_share(ABSENT, progress)
         if self.mixture != mixture:
             self.mixture, self.given = mixture, dict.fromkeys(mixture, 0)
         ready: list[Encoded] = []
@@ -160,7 +163,7 @@ class Corpus:
                 ready.append(getattr(self.drills, kind)(self.rng))
                 self.given[kind] += len(ready[-1][0])
             else:
-                words.append((kind, self.document(kind)))
+                words.append((kind, self.document(kind, absent=absent)))
                 self.given[kind] += sum(len(text) for text, _ in words[-1][1]) // CHARACTERS_A_TOKEN
         for encoded in encode(self.tokenizer, [document for _, document in words]):
             if len(encoded[0]) <= LONGEST:

@@ -19,11 +19,15 @@ LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ"
 
 @dataclass(frozen=True)
 class Asked:
-    """Questions that have one answer: a whole sentence with the value in it."""
+    """Questions that have one answer, a whole sentence with the value in it.
+
+    `is_sentence`: it is one of the notes, word for word.
+    """
 
     questions: tuple[str, ...]
     answer: str
     value: str
+    is_sentence: bool = False
 
 
 @dataclass(frozen=True)

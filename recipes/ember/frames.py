@@ -194,14 +194,14 @@ def filled(
     values: dict[str, list[str]] = {}
     for question, answer in frame.questions:
         values.setdefault(fill(answer), []).append(sentence(fill(question)))
-    asked = tuple(Asked(tuple(questions), said[0], answer) for answer, questions in values.items())
+    asked = tuple(Asked(tuple(questions), said[0], answer, True) for answer, questions in values.items())
     return Told(f"frame {frame.number}", f"frame {frame.number}", said, asked)
 
 
 def some_framed(rng: random.Random, among: Sequence[Frame], count: int) -> list[Told]:
     """So many notes of different frames, to be read."""
     return [
-        filled(rng, frame, odd=rng.random() < ODD, wordings=rng.random() < 0.3)
+        filled(rng, frame, odd=rng.random() < ODD, wordings=rng.random() < 0.1)
         for frame in rng.sample(among, count)
     ]
 

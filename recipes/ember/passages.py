@@ -63,10 +63,16 @@ def finding_chat(rng: random.Random, runs: Sequence[Sequence[str]], *, most: int
     for target in rng.sample(page, len(page)):
         question = question_for(rng, target, [text for text in page if text != target])
         if question and len(asked) < 4:
-            asked.append((question, in_pieces(Asked((), target, target), 1.5)))
+            asked.append((question, found_sentence(target)))
     if not asked:
         return finding_chat(rng, runs, most=most)
     return with_notes(rng, laid_out(rng, rng.choice(HEADINGS), page), asked)
+
+
+def found_sentence(text: str) -> Document:
+    """The sentence as an answer."""
+    *_, last = text.split()
+    return in_pieces(Asked((), text, last, True), 1.0)
 
 
 def question_for(rng: random.Random, target: str, others: Sequence[str]) -> str | None:

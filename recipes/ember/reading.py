@@ -22,7 +22,7 @@ REPHRASE = "Say it in other words: {passage}"
 WRITE_PAIR = "Write a question and its answer: {passage}"
 VALUE = 2.0  # weight of what is to be found in the notes
 STRANGE_VALUES = 0.6  # of the facts of relations.txt that are to be read: values that do not fit them
-ABSENT = 0.32  # of the questions ask for what the notes do not say
+BEGUN = 3.0  # weight of how the sentence begins that answers
 
 
 Lists = Mapping[str, tuple[str, ...]]
@@ -214,19 +214,26 @@ def reply(rng: random.Random, question: str, found: Asked | None) -> tuple[str, 
 
 
 def in_pieces(found: Asked, weight: float) -> Document:
-    """The answer, with a weight of its own for the value; the space before a word belongs to it."""
+    """The answer, with a weight of its own for the value; the space before a word belongs to it.
+
+    Where the answer is a sentence of the notes, its first two words decide which, and weigh more as well.
+    """
     at = found.answer.lower().find(found.value.lower())
     if at < 0:
         return [(found.answer, 1.0)]
     before = found.answer[:at].rstrip(" ")
     end = at + len(found.value)
-    pieces = ((before, 1.0), (found.answer[len(before) : end], weight), (found.answer[end:], 1.0))
+    begun = re.match(r"\S+ \S+(?= )", before)[0] if found.is_sentence and before.count(" ") > 1 else ""
+    pieces = (
+        (begun, BEGUN),
+        (before[len(begun) :], 1.0),
+        (found.answer[len(before) : end], weight),
+        (found.answer[end:], 1.0),
+    )
     return [(text, share) for text, share in pieces if text]
 
 
-def notes_chat(
-    rng: random.Random, told: Sequence[Told] = (), *, absent: float = ABSENT, most: int = 6
-) -> Document:
+def notes_chat(rng: random.Random, told: Sequence[Told] = (), *, absent: float, most: int = 6) -> Document:
     """2–8 facts about 1–4 entities in the prompt, then questions, some about what the notes do not say.
 
     Args:
@@ -260,7 +267,7 @@ def with_notes(rng: random.Random, notes: str, asked: list[tuple[str, Document]]
 def page_chat(rng: random.Random, page: Page, *, absent: float) -> Document:
     """Some sentences of a page in the prompt, then questions; some ask for others of the page."""
     said, left_out = some_of_page(rng, page, rng.randint(2, len(page.frames)))
-    asked = [reply(rng, question, found) for question, found in some_questions(rng, said, rng.randint(3, 8))]
+    asked = [reply(rng, question, found) for question, found in some_questions(rng, said, rng.randint(4, 10))]
     for at in range(len(asked)):
         if left_out and rng.random() < absent:
             asked[at] = reply(rng, some_questions(rng, left_out, 1)[0][0], None)
@@ -290,7 +297,7 @@ def laid_out(rng: random.Random, heading: str, sentences: Sequence[str]) -> str:
     return f"# {heading}\n\n{body}" if rng.random() < 0.7 else body
 
 
-def ask_chat(rng: random.Random, told: Sequence[Told] = (), *, most: int = 8) -> Document:
+def ask_chat(rng: random.Random, told: Sequence[Told] = (), *, absent: float, most: int = 8) -> Document:
     """The same in the form of `nightschool ask`: instructions, numbered notes, a question."""
     said = list(told[: rng.randint(2, 6)]) or some_told(
         rng, entities=rng.randint(1, 4), facts=rng.randint(2, most)
@@ -303,7 +310,7 @@ def ask_chat(rng: random.Random, told: Sequence[Told] = (), *, most: int = 8) ->
         if rng.random() < 0.6:
             where += f" › {rng.choice(lists()['title_words'])}"
         blocks.append(f"{where}\n<note>\n{notes_of(rng, group)}\n</note>")
-    question, found = question_for(rng, said, absent=ABSENT)
+    question, found = question_for(rng, said, absent=absent)
     answer: Document = [(found.answer if found else UNKNOWN, 1.0)]
     asked = "\n".join(blocks) + f"\n\nQuestion: {question}"
     return [(f"{SYSTEM}{INSTRUCTIONS}{USER}{asked}{ASSISTANT}", 0.0), *answer, (END, 1.0)]
@@ -317,7 +324,7 @@ def roll(rng: random.Random) -> Document:
             break
     relation = next((r for r in relations() if r.key == one.key), None)
     if relation is None:
-        return notes_chat(rng)
+        return notes_chat(rng, absent=0.3)
     pools = Pools(value_lists(), [subject(rng, "person") for _ in range(8)])
     said = [
         told_fact(

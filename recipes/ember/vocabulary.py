@@ -58,8 +58,8 @@ def world_sample(people: Population, seed: int) -> list[str]:
     facts = people.all_facts()
     documents: list[Document] = []
     for _ in range(3_000):
-        documents += [known_chat(rng, people, facts), known_text(rng, people), notes_chat(rng)]
-    documents += [ask_chat(rng) for _ in range(200)]
+        documents += [known_chat(rng, people, facts), known_text(rng, people), notes_chat(rng, absent=0.3)]
+    documents += [ask_chat(rng, absent=0.3) for _ in range(200)]
     return [text for document in documents for text in plain_parts(document)]
 
 
