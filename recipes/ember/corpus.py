@@ -41,13 +41,13 @@ MIXTURES: dict[float, dict[str, float]] = {
     },
     0.06: {
         "pairs": 2, "tangled": 2, "beginnings": 5, "sentences": 5,
-        "known_chat": 6, "known_text": 3, "heart": 4,
+        "known_chat": 5, "known_text": 3, "heart": 8,
         "notes": 13, "framed": 8, "page": 20, "finding": 10, "story_notes": 1, "ask": 2, "roll": 3,
         "name": 1, "everyday_name": 1, "writing": 3, "rewording": 3, "greeting": 0.3, "story": 6, "book": 6,
     },
     0.4: {
         "pairs": 2, "tangled": 2, "beginnings": 3, "sentences": 3,
-        "known_chat": 6, "known_text": 3, "heart": 6,
+        "known_chat": 5, "known_text": 3, "heart": 9,
         "notes": 17, "framed": 8, "page": 22, "finding": 7, "story_notes": 1, "ask": 3, "roll": 3,
         "name": 1, "everyday_name": 1, "writing": 4, "rewording": 4, "greeting": 0.3, "story": 6, "book": 5,
     },

@@ -230,7 +230,7 @@ def not_told(rng: random.Random, one: Told) -> Told:
 
 
 @cache
-def by_heart(seed: int, *, count: int = 300, whole: int = 60) -> tuple[tuple[Told, tuple[str, str]], ...]:
+def by_heart(seed: int, *, count: int = 150, whole: int = 40) -> tuple[tuple[Told, tuple[str, str]], ...]:
     """Notes that are always the same, to be known by heart: single ones and whole pages.
 
     With each a question that training does not ask, and its answer; both empty where all are needed.
