@@ -241,7 +241,7 @@ def notes_chat(rng: random.Random, told: Sequence[Told] = (), *, absent: float, 
     """
     said = some_told(rng, entities=rng.randint(1, 4), facts=rng.randint(2, 8))
     if told:
-        chosen = rng.sample(told, rng.randint(1, most))
+        chosen = rng.sample(told, rng.randint(1, min(most, len(told))))
         said = [renamed(rng, one) for one in chosen] + said[: rng.randint(0, 3)]
     count = rng.randint(2, 5) if len(said) <= 8 else rng.randint(1, 3)
     asked = [reply(rng, *question_for(rng, said, absent=absent)) for _ in range(count)]
