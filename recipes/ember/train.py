@@ -1,13 +1,14 @@
 """Make ember from nothing: `python recipes/ember/train.py --data FOLDER --minutes 80 [--resume]`.
 
-Data, tokenizer, training, exams, GGUF and card, in one command. Muon for the matrices, AdamW for the rest; a
-constant learning rate that falls to zero over the last 30% of the time. Weights are kept in fp32 and computed
-in bfloat16. Stopped at any moment, the same command with --resume goes on from the last checkpoint.
+Data, tokenizer, training, exams, GGUF and card, in one command. Muon for the matrices, AdamW for the rest; the
+learning rate is constant, then falls to zero. Weights are kept in fp32; on a CPU the products are in int8
+(kernels.cpp). Stopped at any moment, the same command with --resume goes on from the last checkpoint.
 """
 
 import argparse
 import json
 import os
+import shutil
 import signal
 import time
 from dataclasses import asdict, dataclass
@@ -93,6 +94,9 @@ class Run:
             layers=options["layers"], hidden=options["hidden"], vocab=self.tokenizer.get_vocab_size()
         )
         is_fast = self.device.type == "cpu" and not options["plain"]
+        if is_fast and not shutil.which(os.environ.get("CXX", "c++")):
+            is_fast = False
+            self.log("There is no C++ compiler to build kernels.cpp with: plain torch then, at half the speed.")
         self.model = Ember(shape, ends=sentence_ends(self.tokenizer), fast=is_fast).to(self.device)
         named = list(self.model.named_parameters())
         matrices = [weight for name, weight in named if weight.ndim == 2 and "embed" not in name]
