@@ -1,14 +1,15 @@
 // The blocks of ember (net.py) on a CPU, forward and backward: matrices multiplied as int8, everything else in fp32.
 //
 // A product of N tokens with a matrix takes both as whole numbers: each token with a scale of its own, each row of the
-// matrix with its own. They are four times as fast as fp32 where the CPU has VNNI. The gradient of a matrix sums over tokens, so
-// there the scales belong to the channels, and the rounding is random: small gradients are right on average.
+// matrix with its own. They are four times as fast as fp32 where the CPU has VNNI. The gradient of a matrix sums over
+// tokens, so there the scales belong to the channels, and the rounding is random: small gradients are right on average.
 // int32 products are not turned into floats before somebody reads them: scales are applied on the way.
 //
-// Attention is causal inside the documents of a packed stream, for heads of 32 numbers. Document i reaches from starts[i] to
-// starts[i + 1]; a place in a document turns the pairs (p, p + 16) of queries and keys by its row of cos and sin (rotary
-// embedding) while they are laid out. A thread takes one head of one document; eight queries at a time meet 16 keys in
-// registers. The backward computes the scores again from the logarithm of their sums (FlashAttention, arXiv:2205.14135).
+// Attention is causal inside the documents of a packed stream, for heads of 32 numbers. Document i reaches from
+// starts[i] to starts[i + 1]; a place in a document turns the pairs (p, p + 16) of queries and keys by its row of cos
+// and sin (rotary embedding) while they are laid out. A thread takes one head of one document; eight queries at a time
+// meet 16 keys in registers. The backward computes the scores again from the logarithm of their sums (FlashAttention,
+// arXiv:2205.14135).
 //
 // N tokens, D numbers of a head, W floats of a vector.
 
@@ -21,14 +22,23 @@
 
 namespace {
 
-constexpr int W = 16;       // floats of a vector
-constexpr int D = 2 * W;    // floats of a head
-constexpr int R = 8;        // queries at a time
+constexpr int W = 16;         // floats of a vector
+constexpr int D = 2 * W;      // floats of a head
+constexpr int R = 8;          // queries at a time
+constexpr int WIDEST = 4096;  // floats of a row that is normalised or quantised
 typedef float vec __attribute__((vector_size(4 * W), aligned(4)));
 
-inline vec load(const float* p) { vec v; std::memcpy(&v, p, sizeof v); return v; }
+inline vec load(const float* p) {
+    vec v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
 typedef int ivec __attribute__((vector_size(4 * W), aligned(4)));
-inline vec load(const int* p) { ivec v; std::memcpy(&v, p, sizeof v); return __builtin_convertvector(v, vec); }
+inline vec load(const int* p) {
+    ivec v;
+    std::memcpy(&v, p, sizeof v);
+    return __builtin_convertvector(v, vec);
+}
 inline void store(float* p, vec v) { std::memcpy(p, &v, sizeof v); }
 
 struct Scratch {  // of a thread, kept between calls
@@ -37,11 +47,21 @@ struct Scratch {  // of a thread, kept between calls
     void fit(int n, bool backward) {
         pad = (n + R + W - 1) / W * W;
         const size_t size = static_cast<size_t>(pad) * D;
-        auto grow = [](std::vector<float>& x, size_t m) { if (x.size() < m) x.resize(m); };
-        grow(q, size); grow(kt, size); grow(v, size); grow(s, static_cast<size_t>(R) * pad);
+        auto grow = [](std::vector<float>& x, size_t m) {
+            if (x.size() < m) x.resize(m);
+        };
+        grow(q, size);
+        grow(kt, size);
+        grow(v, size);
+        grow(s, static_cast<size_t>(R) * pad);
         if (backward) {
-            grow(k, size); grow(vt, size); grow(ds, static_cast<size_t>(R) * pad);
-            grow(dq, size); grow(dk, size); grow(dv, size); grow(o, size);
+            grow(k, size);
+            grow(vt, size);
+            grow(ds, static_cast<size_t>(R) * pad);
+            grow(dq, size);
+            grow(dk, size);
+            grow(dv, size);
+            grow(o, size);
         }
     }
 };
@@ -80,7 +100,8 @@ void lay_out(const T* from, size_t stride, const float* token, const float* chan
 
 void put_back(const float* from, const float* cos, const float* sin, float scale, float* to, size_t stride, int n) {
     for (int i = 0; i < n; ++i) {
-        vec a = load(from + static_cast<size_t>(i) * D) * scale, b = load(from + static_cast<size_t>(i) * D + W) * scale;
+        vec a = load(from + static_cast<size_t>(i) * D) * scale,
+            b = load(from + static_cast<size_t>(i) * D + W) * scale;
         if (cos) {
             const vec c = load(cos + i * W), s = load(sin + i * W);
             const vec turned = a * c + b * s;
@@ -115,13 +136,19 @@ inline void times_tall(const float* p, const float* rows, float* out, int m, int
             b[r] += w * v;
         }
     }
-    for (int r = 0; r < R; ++r) { store(out + r * D, a[r]); store(out + r * D + W, b[r]); }
+    for (int r = 0; r < R; ++r) {
+        store(out + r * D, a[r]);
+        store(out + r * D + W, b[r]);
+    }
 }
 
 // rows (m, D) += p (R, pad) transposed times x (R, D)
 inline void add_outer(const float* p, const float* x, float* rows, int m, int pad) {
     vec a[R], b[R];
-    for (int r = 0; r < R; ++r) { a[r] = load(x + r * D); b[r] = load(x + r * D + W); }
+    for (int r = 0; r < R; ++r) {
+        a[r] = load(x + r * D);
+        b[r] = load(x + r * D + W);
+    }
     for (int j = 0; j < m; ++j) {
         float* row = rows + static_cast<size_t>(j) * D;
         vec u = load(row), v = load(row + W);
@@ -135,7 +162,8 @@ inline void add_outer(const float* p, const float* x, float* rows, int m, int pa
     }
 }
 
-void forward_one(Scratch& t, const int* qkv, const float* token, const float* channel, const float* cos, const float* sin, float* out, float* lse, int n, int heads) {
+void forward_one(Scratch& t, const int* qkv, const float* token, const float* channel, const float* cos,
+                 const float* sin, float* out, float* lse, int n, int heads) {
     const size_t stride = static_cast<size_t>(3) * heads * D;
     t.fit(n, false);
     const int pad = t.pad;
@@ -152,7 +180,10 @@ void forward_one(Scratch& t, const int* qkv, const float* token, const float* ch
             const int seen = std::min(i + r, n - 1) + 1;
             float top = row[0], sum = 0.f;
             for (int j = 1; j < seen; ++j) top = std::max(top, row[j]);
-            for (int j = 0; j < seen; ++j) { row[j] = std::exp(row[j] - top); sum += row[j]; }
+            for (int j = 0; j < seen; ++j) {
+                row[j] = std::exp(row[j] - top);
+                sum += row[j];
+            }
             const float part = 1.f / sum;
             for (int j = 0; j < seen; ++j) row[j] *= part;
             for (int j = seen; j < wide; ++j) row[j] = 0.f;
@@ -164,8 +195,9 @@ void forward_one(Scratch& t, const int* qkv, const float* token, const float* ch
     }
 }
 
-void backward_one(Scratch& t, const int* qkv, const float* token, const float* channel, const float* cos, const float* sin, const float* out, const float* lse,
-                  const float* dout, float* dqkv, int n, int heads) {
+void backward_one(Scratch& t, const int* qkv, const float* token, const float* channel, const float* cos,
+                  const float* sin, const float* out, const float* lse, const float* dout, float* dqkv, int n,
+                  int heads) {
     const size_t stride = static_cast<size_t>(3) * heads * D, narrow = static_cast<size_t>(heads) * D;
     const float scale = 1.f / std::sqrt(static_cast<float>(D));
     t.fit(n, true);
@@ -209,10 +241,12 @@ void backward_one(Scratch& t, const int* qkv, const float* token, const float* c
 std::vector<std::pair<int, int>> pairs_of(const torch::Tensor& starts, int heads) {
     const int64_t* at = starts.data_ptr<int64_t>();
     std::vector<int> order;
-    for (int i = 0; i + 1 < starts.numel(); ++i) if (at[i + 1] > at[i]) order.push_back(i);
+    for (int i = 0; i + 1 < starts.numel(); ++i)
+        if (at[i + 1] > at[i]) order.push_back(i);
     std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return at[a + 1] - at[a] > at[b + 1] - at[b]; });
     std::vector<std::pair<int, int>> found;
-    for (int i : order) for (int h = 0; h < heads; ++h) found.emplace_back(i, h);
+    for (int i : order)
+        for (int h = 0; h < heads; ++h) found.emplace_back(i, h);
     return found;
 }
 
@@ -231,16 +265,20 @@ void for_all(const torch::Tensor& starts, int heads, F&& work) {
     }
 }
 
-}  // namespace
-
-namespace {
-
 typedef torch::Tensor T;
 const float* F(const T& t) { return t.data_ptr<float>(); }
 float* M(T& t) { return t.data_ptr<float>(); }
 
-inline float max_of(vec v) { float m = v[0]; for (int i = 1; i < W; ++i) m = std::max(m, v[i]); return m; }
-inline float sum_of(vec v) { float m = 0; for (int i = 0; i < W; ++i) m += v[i]; return m; }
+inline float max_of(vec v) {
+    float m = v[0];
+    for (int i = 1; i < W; ++i) m = std::max(m, v[i]);
+    return m;
+}
+inline float sum_of(vec v) {
+    float m = 0;
+    for (int i = 0; i < W; ++i) m += v[i];
+    return m;
+}
 inline vec absolute(vec v) { return v < 0.f ? -v : v; }
 inline vec larger(vec a, vec b) { return a > b ? a : b; }
 typedef int8_t bvec __attribute__((vector_size(W), aligned(1)));
@@ -248,7 +286,10 @@ inline void store8(int8_t* p, vec v) {  // v is rounded already
     bvec b = __builtin_convertvector(__builtin_convertvector(v, ivec), bvec);
     std::memcpy(p, &b, sizeof b);
 }
-inline vec nearest(vec v) { const float magic = 12582912.f; return (v + magic) - magic; }
+inline vec nearest(vec v) {
+    const float magic = 12582912.f;
+    return (v + magic) - magic;
+}
 
 template <typename Fn>
 void rows(int64_t n, Fn&& fn) {
@@ -267,15 +308,26 @@ inline float quantise_row(const float* buf, int8_t* to, int64_t d) {
     return m / 127.f;
 }
 
-inline uint32_t mix(uint32_t x) { x ^= x >> 16; x *= 0x7feb352dU; x ^= x >> 15; x *= 0x846ca68bU; x ^= x >> 16; return x; }
+inline uint32_t mix(uint32_t x) {
+    x ^= x >> 16;
+    x *= 0x7feb352dU;
+    x ^= x >> 15;
+    x *= 0x846ca68bU;
+    x ^= x >> 16;
+    return x;
+}
 
 // x (N, d), possibly plus whole-number products; normalised and quantised
-struct Quantised { T q, s; };
+struct Quantised {
+    T q, s;
+};
 
 Quantised quant(const T& x) {
     const int64_t n = x.size(0), d = x.size(1);
     T q = torch::empty({n, d}, x.options().dtype(torch::kInt8)), s = torch::empty({n}, x.options());
-    const float* px = F(x); float* ps = M(s); int8_t* pq = q.data_ptr<int8_t>();
+    const float* px = F(x);
+    float* ps = M(s);
+    int8_t* pq = q.data_ptr<int8_t>();
     rows(n, [&](int64_t i) { ps[i] = quantise_row(px + i * d, pq + i * d, d); });
     return {q, s};
 }
@@ -283,17 +335,22 @@ Quantised quant(const T& x) {
 // x1 = x + i · token · channel (if given), then its norm with gains g, quantised: {x1, rstd, q, s}
 std::vector<T> add_norm_quant(const T& x, const T* product, const T* token, const T* channel, const T& g, double eps) {
     const int64_t n = x.size(0), d = x.size(1);
-    T x1 = product ? torch::empty_like(x) : x, rstd = torch::empty({n}, x.options()), s = torch::empty({n}, x.options());
+    T x1 = product ? torch::empty_like(x) : x, rstd = torch::empty({n}, x.options()),
+      s = torch::empty({n}, x.options());
     T q = torch::empty({n, d}, x.options().dtype(torch::kInt8));
     const float *px = F(x), *pg = F(g), *pt = token ? F(*token) : nullptr, *pc = channel ? F(*channel) : nullptr;
     const int* pi = product ? product->data_ptr<int>() : nullptr;
-    float *p1 = M(x1), *pr = M(rstd), *ps = M(s); int8_t* pq = q.data_ptr<int8_t>();
+    float *p1 = M(x1), *pr = M(rstd), *ps = M(s);
+    int8_t* pq = q.data_ptr<int8_t>();
     rows(n, [&](int64_t i) {
-        float buf[2048];
+        float buf[WIDEST];
         vec sum = {};
         for (int64_t j = 0; j < d; j += W) {
             vec v = load(px + i * d + j);
-            if (pi) { v += load(pi + i * d + j) * (pt[i] * load(pc + j)); store(p1 + i * d + j, v); }
+            if (pi) {
+                v += load(pi + i * d + j) * (pt[i] * load(pc + j));
+                store(p1 + i * d + j, v);
+            }
             sum += v * v;
             store(buf + j, v * load(pg + j));
         }
@@ -307,9 +364,12 @@ std::vector<T> add_norm_quant(const T& x, const T* product, const T* token, cons
 T add_product(const T& x, const T& product, const T& token, const T& channel) {
     const int64_t n = x.size(0), d = x.size(1);
     T y = torch::empty_like(x);
-    const float *px = F(x), *pt = F(token), *pc = F(channel); const int* pi = product.data_ptr<int>(); float* py = M(y);
+    const float *px = F(x), *pt = F(token), *pc = F(channel);
+    const int* pi = product.data_ptr<int>();
+    float* py = M(y);
     rows(n, [&](int64_t i) {
-        for (int64_t j = 0; j < d; j += W) store(py + i * d + j, load(px + i * d + j) + load(pi + i * d + j) * (pt[i] * load(pc + j)));
+        for (int64_t j = 0; j < d; j += W)
+            store(py + i * d + j, load(px + i * d + j) + load(pi + i * d + j) * (pt[i] * load(pc + j)));
     });
     return y;
 }
@@ -317,9 +377,12 @@ T add_product(const T& x, const T& product, const T& token, const T& channel) {
 Quantised swiglu_quant(const T& gu, const T& token, const T& channel) {
     const int64_t n = gu.size(0), f = gu.size(1) / 2;
     T q = torch::empty({n, f}, gu.options().dtype(torch::kInt8)), s = torch::empty({n}, token.options());
-    const int* pi = gu.data_ptr<int>(); const float *pt = F(token), *pc = F(channel); float* ps = M(s); int8_t* pq = q.data_ptr<int8_t>();
+    const int* pi = gu.data_ptr<int>();
+    const float *pt = F(token), *pc = F(channel);
+    float* ps = M(s);
+    int8_t* pq = q.data_ptr<int8_t>();
     rows(n, [&](int64_t i) {
-        float buf[4096];
+        float buf[WIDEST];
         const int* row = pi + i * 2 * f;
         for (int64_t j = 0; j < f; ++j) {
             const float a = row[j] * pt[i] * pc[j], b = row[f + j] * pt[i] * pc[f + j];
@@ -332,14 +395,17 @@ Quantised swiglu_quant(const T& gu, const T& token, const T& channel) {
 
 // What the two products of the backward need of dy (N, d): rows times `channel`, quantised by row, and rows times
 // `token`, quantised by channel with random rounding, so that small gradients are not lost but on average right.
-struct Both { T row, row_s, col, col_s; };
+struct Both {
+    T row, row_s, col, col_s;
+};
 
 Both quant_both(const T& dy, const T& channel, const T& token, uint32_t seed) {
     const int64_t n = dy.size(0), d = dy.size(1);
     Both b{torch::empty({n, d}, dy.options().dtype(torch::kInt8)), torch::empty({n}, dy.options()),
            torch::empty({n, d}, dy.options().dtype(torch::kInt8)), torch::empty({d}, dy.options())};
     const float *px = F(dy), *pc = F(channel), *pt = F(token);
-    float *rs = M(b.row_s), *cs = M(b.col_s); int8_t *rq = b.row.data_ptr<int8_t>(), *cq = b.col.data_ptr<int8_t>();
+    float *rs = M(b.row_s), *cs = M(b.col_s);
+    int8_t *rq = b.row.data_ptr<int8_t>(), *cq = b.col.data_ptr<int8_t>();
     const int threads = at::get_num_threads();
     std::vector<float> top(static_cast<size_t>(threads) * d, 0.f), inv(d);
 #pragma omp parallel num_threads(threads)
@@ -370,7 +436,9 @@ Both quant_both(const T& dy, const T& channel, const T& token, uint32_t seed) {
             uvec state;
             for (int k = 0; k < W; ++k) state[k] = mix(seed * 0x9e3779b9U + static_cast<uint32_t>(i) * W + k) | 1;
             for (int64_t j = 0; j < d; j += W) {
-                state ^= state << 13; state ^= state >> 17; state ^= state << 5;
+                state ^= state << 13;
+                state ^= state >> 17;
+                state ^= state << 5;
                 const vec u = __builtin_convertvector(state >> 8, vec) * (1.f / 16777216.f) - .5f;
                 store8(cq + i * d + j, nearest(load(px + i * d + j) * pt[i] * load(inv.data() + j) + u));
             }
@@ -383,7 +451,9 @@ Both quant_both(const T& dy, const T& channel, const T& token, uint32_t seed) {
 T swiglu_backward(const T& dh, const T& dh_s, const T& gu, const T& token, const T& channel) {
     const int64_t n = gu.size(0), f = gu.size(1) / 2;
     T d = torch::empty({n, 2 * f}, token.options());
-    const int *pd = dh.data_ptr<int>(), *pi = gu.data_ptr<int>(); const float *ds = F(dh_s), *pt = F(token), *pc = F(channel); float* po = M(d);
+    const int *pd = dh.data_ptr<int>(), *pi = gu.data_ptr<int>();
+    const float *ds = F(dh_s), *pt = F(token), *pc = F(channel);
+    float* po = M(d);
     rows(n, [&](int64_t i) {
         const int *row = pi + i * 2 * f, *g = pd + i * f;
         float* out = po + i * 2 * f;
@@ -401,7 +471,9 @@ T swiglu_backward(const T& dh, const T& dh_s, const T& gu, const T& token, const
 T norm_backward(const T& above, const T& product, const T& scale, const T& x, const T& rstd, const T& g, T& dg) {
     const int64_t n = x.size(0), d = x.size(1);
     T dx = torch::empty_like(x);
-    const float *pa = F(above), *ps = F(scale), *px = F(x), *pr = F(rstd), *pg = F(g); const int* pi = product.data_ptr<int>(); float* po = M(dx);
+    const float *pa = F(above), *ps = F(scale), *px = F(x), *pr = F(rstd), *pg = F(g);
+    const int* pi = product.data_ptr<int>();
+    float* po = M(dx);
     const int threads = at::get_num_threads();
     std::vector<float> part(static_cast<size_t>(threads) * d, 0.f);
 #pragma omp parallel num_threads(threads)
@@ -424,15 +496,23 @@ T norm_backward(const T& above, const T& product, const T& scale, const T& x, co
         }
     }
     float* pd = M(dg);
-    for (int64_t j = 0; j < d; ++j) { float s = 0; for (int t = 0; t < threads; ++t) s += part[static_cast<size_t>(t) * d + j]; pd[j] = s; }
+    for (int64_t j = 0; j < d; ++j) {
+        float s = 0;
+        for (int t = 0; t < threads; ++t) s += part[static_cast<size_t>(t) * d + j];
+        pd[j] = s;
+    }
     return dx;
 }
 
 T dequantised(const T& product, const T& scale) {
     const int64_t n = product.size(0), d = product.size(1);
     T y = torch::empty({n, d}, scale.options());
-    const int* pi = product.data_ptr<int>(); const float* ps = F(scale); float* py = M(y);
-    rows(n, [&](int64_t i) { for (int64_t j = 0; j < d; j += W) store(py + i * d + j, load(pi + i * d + j) * ps[i]); });
+    const int* pi = product.data_ptr<int>();
+    const float* ps = F(scale);
+    float* py = M(y);
+    rows(n, [&](int64_t i) {
+        for (int64_t j = 0; j < d; j += W) store(py + i * d + j, load(pi + i * d + j) * ps[i]);
+    });
     return y;
 }
 
@@ -443,13 +523,18 @@ T weight_gradient(const Both& b, const T& input) { return int_mm(b.col.t(), inpu
 // One block. w: {qkv, out, gate_up, down} as (int8 (out, in), scale (out,)) pairs; gives {x2, saved…}
 std::vector<T> block_forward(T x, T g1, T g2, std::vector<T> w, T starts, T cos, T sin, int64_t heads, double eps) {
     const int64_t N = x.size(0), width = x.size(1);
+    for (size_t i = 0; i < w.size(); i += 2)
+        TORCH_CHECK(w[i].size(1) % W == 0 && w[i].size(1) <= WIDEST, "sizes must be multiples of 16, at most 4096");
     auto a = add_norm_quant(x, nullptr, nullptr, nullptr, g1, eps);
     T qkv = int_mm(a[2], w[0].t());
     T y = torch::empty_like(x), lse = torch::empty({heads, N}, x.options());
     {
-        const int* p = qkv.data_ptr<int>(); const float *t = F(a[3]), *ch = F(w[1]), *c = F(cos), *s = F(sin); float *py = M(y), *pl = M(lse);
+        const int* p = qkv.data_ptr<int>();
+        const float *t = F(a[3]), *ch = F(w[1]), *c = F(cos), *s = F(sin);
+        float *py = M(y), *pl = M(lse);
         for_all(starts, heads, [&](Scratch& scratch, int64_t start, int n, int h) {
-            forward_one(scratch, p + start * 3 * width + h * D, t + start, ch + h * D, c, s, py + start * width + h * D, pl + h * N + start, n, heads);
+            forward_one(scratch, p + start * 3 * width + h * D, t + start, ch + h * D, c, s, py + start * width + h * D,
+                        pl + h * N + start, n, heads);
         });
     }
     auto yq = quant(y);
@@ -463,9 +548,12 @@ std::vector<T> block_forward(T x, T g1, T g2, std::vector<T> w, T starts, T cos,
 }
 
 // {dx, dg1, dg2, dqkv, dout, dgate_up, ddown}
-std::vector<T> block_backward(T dx2, T x, T g1, T g2, std::vector<T> w, std::vector<T> kept, T starts, T cos, T sin, int64_t seed) {
-    const T &r1 = kept[0], &n1q = kept[1], &n1s = kept[2], &qkv = kept[3], &y = kept[4], &lse = kept[5], &yq = kept[6], &ys = kept[7];
-    const T &x1 = kept[8], &r2 = kept[9], &n2q = kept[10], &n2s = kept[11], &gu = kept[12], &hq = kept[13], &hs = kept[14];
+std::vector<T> block_backward(T dx2, T x, T g1, T g2, std::vector<T> w, std::vector<T> kept, T starts, T cos, T sin,
+                              int64_t seed) {
+    const T &r1 = kept[0], &n1q = kept[1], &n1s = kept[2], &qkv = kept[3], &y = kept[4], &lse = kept[5], &yq = kept[6],
+            &ys = kept[7];
+    const T &x1 = kept[8], &r2 = kept[9], &n2q = kept[10], &n2s = kept[11], &gu = kept[12], &hq = kept[13],
+            &hs = kept[14];
     const int64_t heads = lse.size(0), N = x.size(0), width = x.size(1);
     T dg1 = torch::empty_like(g1), dg2 = torch::empty_like(g2);
     auto b = quant_both(dx2, w[7], hs, seed);
@@ -479,11 +567,13 @@ std::vector<T> block_backward(T dx2, T x, T g1, T g2, std::vector<T> w, std::vec
     T dy = dequantised(int_mm(b.row, w[2]), b.row_s);
     T dqkv = torch::empty({N, 3 * width}, x.options());
     {
-        const int* p = qkv.data_ptr<int>(); const float *t = F(n1s), *ch = F(w[1]), *c = F(cos), *s = F(sin), *py = F(y), *pl = F(lse), *pg = F(dy);
+        const int* p = qkv.data_ptr<int>();
+        const float *t = F(n1s), *ch = F(w[1]), *c = F(cos), *s = F(sin), *py = F(y), *pl = F(lse), *pg = F(dy);
         float* pd = M(dqkv);
         for_all(starts, heads, [&](Scratch& scratch, int64_t start, int n, int h) {
             const int64_t wide = start * 3 * width + h * D, narrow = start * width + h * D;
-            backward_one(scratch, p + wide, t + start, ch + h * D, c, s, py + narrow, pl + h * N + start, pg + narrow, pd + wide, n, heads);
+            backward_one(scratch, p + wide, t + start, ch + h * D, c, s, py + narrow, pl + h * N + start, pg + narrow,
+                         pd + wide, n, heads);
         });
     }
     b = quant_both(dqkv, w[1], n1s, seed + 3);
@@ -495,7 +585,9 @@ std::vector<T> block_backward(T dx2, T x, T g1, T g2, std::vector<T> w, std::vec
 // Σ weight · −log p(target); logits (N, V) become their gradient
 double cross_entropy_(T logits, T targets, T weights) {
     const int64_t n = logits.size(0), v = logits.size(1);
-    float* p = M(logits); const int64_t* t = targets.data_ptr<int64_t>(); const float* w = F(weights);
+    float* p = M(logits);
+    const int64_t* t = targets.data_ptr<int64_t>();
+    const float* w = F(weights);
     double total = 0;
 #pragma omp parallel for schedule(static) reduction(+ : total) num_threads(at::get_num_threads())
     for (int64_t i = 0; i < n; ++i) {
@@ -503,7 +595,10 @@ double cross_entropy_(T logits, T targets, T weights) {
         float top = row[0], sum = 0;
         for (int64_t j = 1; j < v; ++j) top = std::max(top, row[j]);
         const float wanted = row[t[i]];
-        for (int64_t j = 0; j < v; ++j) { row[j] = std::exp(row[j] - top); sum += row[j]; }
+        for (int64_t j = 0; j < v; ++j) {
+            row[j] = std::exp(row[j] - top);
+            sum += row[j];
+        }
         const float part = w[i] / sum;
         for (int64_t j = 0; j < v; ++j) row[j] *= part;
         row[t[i]] -= w[i];
@@ -512,7 +607,10 @@ double cross_entropy_(T logits, T targets, T weights) {
     return total;
 }
 
-std::vector<T> quantise(T w) { auto b = quant(w); return {b.q, b.s}; }
+std::vector<T> quantise(T w) {
+    auto b = quant(w);
+    return {b.q, b.s};
+}
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
     m.def("block_forward", &block_forward);
