@@ -34,7 +34,7 @@ READING_PARAMETERS = 100_000_000  # smaller bases do not find an answer in a tex
 # measured on XQuAD, with and without the articles that have the answers (bench/RESULTS.md).
 MIN_COVERAGE = 0.2
 MIN_NAMES = 0.6
-LIKELY = 0.75  # of the best sentence's score: what a small base points at must not be further below
+LIKELY = 0.85  # of the best sentence's score: what a small base points at must not be further below
 NAME_WEIGHT = 2.0  # a sentence about the right person is nearer than one about the right thing
 CONTROL, USER_DEFINED = 3, 4  # kinds of tokens in a GGUF
 INSTRUCTIONS = (

@@ -10,6 +10,7 @@ from nightschool.engine import Engine
 
 TEXT_TOKENS, ANSWER_TOKENS = 160, 120
 TEXTS = 2  # continuations for each answer to a prompt
+OPENINGS = ("The", "One day", "In the", "There was", "When", "She", "It was", "My", "Once", "After")
 PROMPTS = (
     "Tell me a story.",
     "Can you tell me a story?",
@@ -49,11 +50,16 @@ PROMPTS = (
 def rehearse(engine: Engine, index: int, *, seed: int) -> tuple[str, str]:
     """(prompt, what the base says to it); an empty prompt means that it speaks out of nothing.
 
-    Every index gives another text; the same index and seed give the same.
+    A base without a token for the beginning of a text needs a first word for that. Every index gives another
+    text; the same index and seed give the same.
     """
     if index % (TEXTS + 1):
-        said = engine.complete("", max_tokens=TEXT_TOKENS, temperature=1.0, seed=seed + index)
-        return "", printable(said["content"])
+        said = ""
+        for opening in ("", random.Random(seed + index).choice(OPENINGS)):
+            if not said.strip():
+                found = engine.complete(opening, max_tokens=TEXT_TOKENS, temperature=1.0, seed=seed + index)
+                said = opening + found["content"]
+        return "", printable(said)
     prompt = random.Random(seed + index).choice(PROMPTS)
     messages = [{"role": "user", "content": prompt}]
     said_to = engine.chat(messages, temperature=0.8, max_tokens=ANSWER_TOKENS, seed=seed + index)

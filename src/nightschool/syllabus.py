@@ -268,7 +268,7 @@ def lessons_of(fact: Fact, settings: StudySettings) -> Iterator[Taught]:
             made.append(Taught(frame.format(q=item.question), item.answer, item.passage))
     yield from made
     for item in fact.told:
-        yield Taught(item.question, fact.answer, item.passage)
+        yield Taught(item.question, item.answer, item.passage)
 
 
 def some_lessons(facts: Sequence[Fact], settings: StudySettings, *, characters: float) -> list[Taught]:

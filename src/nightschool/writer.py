@@ -12,18 +12,28 @@ Everything goes through the engine, as many requests side by side as it has slot
 """
 
 import json
+import random
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, Unpack
 
-from nightschool.check import READ, Item, is_question
+from nightschool.check import LIGHT, READ, Item, is_question, parts
 from nightschool.engine import Sampling
 from nightschool.errors import ContextFull
-from nightschool.statements import Statement, sentences, statements
+from nightschool.statements import Statement, base_form, sentences, statements
 from nightschool.wordings import TELL, fill, questions
 
 QUESTION_TOKENS, ANSWER_TOKENS, ITEMS_TOKENS = 32, 64, 900
 ITEMS_AT_ONCE = 8
+ABOUT = tuple(
+    f"{opening} {{words}}?"
+    for opening in (
+        "Who", "What", "Where", "When", "Which", "Why", "How", "How many", "How much", "How long", "Whose",
+        "What day", "What kind of", "Who has", "Where is the", "What is the", "When does the", "What about",
+    )
+)  # fmt: skip
+AS_TOLD = 0.5  # of the words stand as they do in the sentence, the others in their base form
 WRITE_QUESTION = "Write a question for this: {passage}"
 WRITE_ITEMS = (
     "Here is a passage.\n\n{passage}\n\nWrite {count} study questions about the facts in this passage, for "
@@ -82,6 +92,39 @@ def of_statement(statement: Statement, tell: str) -> Iterator[Item]:
         for question in asked.questions:
             yield Item(told, question, told, asked.value)
     yield Item(told, fill(tell, statement.subject), told, restates=True)
+
+
+def by_words(text: str, *, count: int, seed: int) -> list[Item]:
+    """Each sentence asked for `count` times by one to three of its words, by those first that others lack.
+
+    The answer is the sentence itself, whatever is asked. For bases so small that the wording of a question
+    leads them astray: they learn which sentence such words belong to.
+    """
+    rng = random.Random(seed)
+    every = {view: telling(view) for view in views(text)}
+    common = Counter(word for words in every.values() for word in words)
+    items: list[Item] = []
+    for view, words in every.items():
+        for number in range(count if words else 0):
+            likely = sorted(words, key=lambda word: common[word] * rng.random())
+            picked = likely[: 1 + number % 3]
+            if common[picked[0]] > 1:  # it alone would not say which sentence is meant
+                picked = likely[:3]
+            said = " ".join(
+                words[word] if words[word][0].isupper() or rng.random() < AS_TOLD else word
+                for word in words
+                if word in picked
+            )
+            items.append(Item(view, rng.choice(ABOUT).format(words=said), view, restates=True))
+    return items
+
+
+def telling(sentence: str) -> dict[str, str]:
+    """The words of a sentence that carry meaning, by their base form, in order."""
+    words = parts(sentence)
+    if words and (len(words) < 2 or not words[1][0].isupper()):  # not a name of two words
+        words[0] = words[0].lower()
+    return {base_form(word.lower()): word for word in words if word.lower() not in LIGHT | {"a", "an", "the"}}
 
 
 def views(text: str) -> list[str]:

@@ -15,12 +15,15 @@ from nightschool.wordings import bank, names_in, whom
 from nightschool.writer import (
     Talker,
     by_rules,
+    by_words,
     open_book,
     plain_items,
     structured_items,
     views,
 )
 
+BY_WORDS = 8  # times that a tiny base is asked for each sentence by words of it
+CREDULOUS = 8  # usual questions about one sentence, of some forty: whoever answers more answers anything
 MOST = 0.6  # of a usual question's wordings must lead to the same answer
 # Models with fewer weights than this write no JSON worth checking.
 STRUCTURED_BYTES = 150 << 20
@@ -50,6 +53,7 @@ def write_chunk(
         items += [item for group in tries for item in group]
     else:
         plain += yield from from_bank(engine, text, at_once=at_once)
+        items += by_words(text, count=BY_WORDS, seed=settings.seed)
     asked = [item for item in [*items, *plain] if not item.restates]
     replies = yield from side_by_side(
         lambda item: open_book((teacher if item.origin == "teacher" else None) or engine, item),
@@ -70,7 +74,8 @@ def from_bank(engine: Engine, text: str, *, at_once: int) -> Generator[Event, No
     """Usual questions that the model can answer from statements which the rules have no phrase for.
 
     The first wording of each is tried; where the model finds an answer, all wordings are, and most of them
-    must lead to the same one. A sentence says one thing, so only one answer is taken.
+    must lead to the same one. A sentence says one thing, so only one answer is taken; and none where the
+    model finds one to so many questions that it must be making them up.
     """
     known = {statement.text: whom(statement) for statement in statements(text)}
     tries = [
@@ -80,7 +85,12 @@ def from_bank(engine: Engine, text: str, *, at_once: int) -> Generator[Event, No
         for wordings in bank(subject)
     ]
     first = yield from confirmed(engine, [item for item, _ in tries], at_once=at_once)
-    hits = [(found, more) for (_, more), found in zip(tries, first, strict=True) if found.value]
+    answered = Counter(found.passage for found in first if found.value)
+    hits = [
+        (found, more)
+        for (_, more), found in zip(tries, first, strict=True)
+        if found.value and answered[found.passage] <= CREDULOUS
+    ]
     others = [replace(found, question=question, value="") for found, more in hits for question in more]
     second = iter((yield from confirmed(engine, others, at_once=at_once)))
     kept: list[Item] = []
