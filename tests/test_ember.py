@@ -10,6 +10,7 @@ import pytest
 from nightschool.engine import Engine
 from nightschool.gguf import open_gguf
 from nightschool.paths import package_data
+from nightschool.rehearsal import rehearse
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "ember"
 EMBER = package_data("ember") / "ember.gguf"
@@ -64,6 +65,13 @@ def test_the_file_is_small_and_has_what_llama_needs():
     assert file.metadata["tokenizer.chat_template"]
     matrices = [tensor for tensor in file.tensors.values() if len(tensor.shape) == 2]
     assert {tensor.type.name for tensor in matrices} == {"Q8_0"}
+
+
+def test_ember_has_something_to_rehearse_though_no_token_begins_a_text():
+    with Engine(EMBER) as engine:
+        said = [rehearse(engine, index, seed=0) for index in range(1, 3)]
+    assert [prompt for prompt, _ in said] == ["", ""]
+    assert len({text for _, text in said}) == 2 and all(len(text.split()) > 4 for _, text in said)
 
 
 def test_the_card_names_data_time_tokens_figures_and_licence():

@@ -31,7 +31,7 @@ from worlds import Population
 Scheduled = TypeVar("Scheduled")
 
 # Shares of the tokens by kind of document, from a share of the time on: first drills and the population,
-# learned by heart, then more notes of every kind. Stories and books are cut where a batch is full.
+# learned by heart, then more and more notes of every kind. Stories and books are cut where a batch is full.
 MIXTURES: dict[float, dict[str, float]] = {
     0.0: {
         "pairs": 10, "tangled": 10, "beginnings": 24, "sentences": 12,
@@ -51,13 +51,25 @@ MIXTURES: dict[float, dict[str, float]] = {
         "notes": 17, "framed": 8, "page": 22, "finding": 7, "story_notes": 1, "ask": 3, "roll": 3,
         "name": 1, "everyday_name": 1, "writing": 4, "rewording": 4, "greeting": 0.3, "story": 6, "book": 5,
     },
+    0.64: {
+        "pairs": 1, "tangled": 1, "beginnings": 3, "sentences": 3,
+        "known_chat": 4, "known_text": 1, "heart": 5,
+        "notes": 25, "framed": 9, "page": 29, "finding": 5, "story_notes": 1, "ask": 3, "roll": 2,
+        "name": 1, "everyday_name": 1, "writing": 4, "rewording": 4, "greeting": 0.3, "story": 5, "book": 4,
+    },
+    0.84: {
+        "pairs": 1, "tangled": 1, "beginnings": 2, "sentences": 2,
+        "known_chat": 3, "known_text": 1, "heart": 2,
+        "notes": 36, "framed": 9, "page": 27, "finding": 3, "story_notes": 1, "ask": 3, "roll": 2,
+        "name": 1, "everyday_name": 1, "writing": 4, "rewording": 4, "greeting": 0.3, "story": 4, "book": 3,
+    },
 }  # fmt: skip
 LONGEST = 640  # tokens of a document
 CHARACTERS_A_TOKEN = 4  # about
 AT_ONCE = 24  # documents made and tokenised together
 # Of the questions about the generator's notes, and about natural ones, so many have no answer. Few at first:
 # to say that one does not know is the easy way out.
-ABSENT: dict[float, tuple[float, float]] = {0.0: (0.15, 0.04), 0.4: (0.32, 0.15)}
+ABSENT: dict[float, tuple[float, float]] = {0.0: (0.15, 0.04), 0.4: (0.32, 0.15), 0.64: (0.34, 0.17)}
 GENERAL = 0.6  # weight of stories and books: much to learn there, and facts must not drown in it
 STORY = ("Tell me a story.", "Please tell me a story.", "Can you tell me a story?", "I want to hear a story.")
 BOOK = ("Read to me from a book.", "Please read to me from an old book.", "Read me a page from a book.")

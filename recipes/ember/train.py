@@ -1,7 +1,7 @@
 """Make ember from nothing: `python recipes/ember/train.py --data FOLDER --minutes 80 [--resume]`.
 
-Data, tokenizer, training, exams, GGUF and card, in one command. Muon for the matrices, AdamW for the rest; the
-learning rate is constant, then falls to zero. Weights are kept in fp32; on a CPU the products are in int8
+Data, tokenizer, training, exams, GGUF and card, in one command. Muon for the matrices, AdamW for the rest;
+the learning rate is constant, then falls to zero. Weights are kept in fp32; on a CPU the products are in int8
 (kernels.cpp). Stopped at any moment, the same command with --resume goes on from the last checkpoint.
 """
 
@@ -61,6 +61,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=Settings.minutes)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument(
+        "--average", type=Path, help="checkpoint of an earlier end of this run: the model is the mean of both"
+    )
     parser.add_argument("--plain", action="store_true", help="plain torch, without kernels.cpp")
     for name, field in Settings.__dataclass_fields__.items():
         if name != "minutes":
@@ -79,6 +82,7 @@ class Run:
     def __init__(self, options: dict[str, Any], settings: Settings) -> None:
         self.settings, self.work, self.device = settings, options["work"], torch.device(options["device"])
         self.out = options["out"] or self.work
+        self.average: Path | None = options["average"]
         self.work.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(SEED)
         people = population(SEED, entities=settings.entities)
@@ -96,7 +100,9 @@ class Run:
         is_fast = self.device.type == "cpu" and not options["plain"]
         if is_fast and not shutil.which(os.environ.get("CXX", "c++")):
             is_fast = False
-            self.log("There is no C++ compiler to build kernels.cpp with: plain torch then, at half the speed.")
+            self.log(
+                "There is no C++ compiler to build kernels.cpp with: plain torch then, at half the speed."
+            )
         self.model = Ember(shape, ends=sentence_ends(self.tokenizer), fast=is_fast).to(self.device)
         named = list(self.model.named_parameters())
         matrices = [weight for name, weight in named if weight.ndim == 2 and "embed" not in name]
@@ -194,6 +200,11 @@ class Run:
 
     def finish(self) -> None:
         """Exams, GGUF and card."""
+        if self.average:
+            earlier = torch.load(self.average, map_location=self.device, weights_only=True)["weights"]
+            with torch.no_grad():
+                for name, weight in self.model.named_parameters():
+                    weight.lerp_(earlier[name], 0.5)
         figures = self.examine(64)  # the whole examination is examine.py's
         self.log(json.dumps(figures))
         self.write(self.out / "ember.gguf")
