@@ -114,7 +114,7 @@ def test_what_is_here_is_listed_and_described_without_paths(client, server, home
     (model,) = client.list().models
     assert model.model == "ember:latest"
     assert (model.details.family, model.details.quantization_level) == ("llama", "Q8_0")
-    assert model.details.parameter_size == "5.6M"
+    assert model.details.parameter_size == "8.0M"
     assert model.size > 1_000_000
     assert len(model.digest) == 64
     shown = client.show("ember")

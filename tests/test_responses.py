@@ -61,7 +61,7 @@ def test_an_answer_that_was_cut_off_says_so(client):
     full = client.responses.create(
         **QUESTION, text={"format": {"type": "json_schema", "name": "x", "schema": endless}}
     )
-    assert full.status == "incomplete" and full.usage.total_tokens == 512
+    assert full.status == "incomplete" and full.usage.total_tokens == 1024
 
 
 def test_thoughts_and_calls_have_their_places_in_the_output():

@@ -263,7 +263,7 @@ def lessons_of(fact: Fact, settings: StudySettings) -> Iterator[Taught]:
     made = [Taught(item.question, item.answer, item.passage) for item in fact.items]
     for frame in FRAMES[1:]:
         for item in fact.items:
-            if len(made) >= settings.repeats:
+            if len(made) + len(fact.told) >= settings.repeats:
                 break
             made.append(Taught(frame.format(q=item.question), item.answer, item.passage))
     yield from made
