@@ -237,7 +237,7 @@ def test_a_tuned_model_can_be_trained_further(client, home):
     assert isinstance(done.hyperparameters.batch_size, int)  # it says what "auto" has become
     with closing(open_store()) as db:
         begun, further = jobs.steps(db, first.id)[0].loss, jobs.steps(db, second.id)[0].loss
-    assert further < begun / 2
+    assert further < begun * 0.75  # as it would not be if it began anew
 
 
 # What befalls jobs --------------------------------------------------------------------------------

@@ -119,7 +119,7 @@ def test_what_is_here_is_listed_and_described_without_paths(client, server, home
     assert len(model.digest) == 64
     shown = client.show("ember")
     assert shown.capabilities == ["completion"]
-    assert shown.modelinfo["llama.block_count"] == 6
+    assert shown.modelinfo["llama.block_count"] == 8
     assert "{%" in shown.template
     assert httpx.get(server.url + "/api/version").json()["version"].count(".") == 2
     client.generate("ember", "")  # loads it

@@ -83,7 +83,7 @@ def test_status_and_bases_tell_what_is_here(own, tmp_path):
     assert set(bases) == {"ember", "tiny", "damaged"}
     ember = bases["ember"]
     assert (ember["is_default"], ember["can_train"], ember["quantisation"]) == (True, True, "Q8_0")
-    assert ember["parameters"] == 5_606_656
+    assert ember["parameters"] == 7_999_744
     assert ember["memory_needed_bytes"] > ember["bytes"]
     assert bases["tiny"]["architecture"] == "gemma3"
     assert not bases["tiny"]["is_default"]

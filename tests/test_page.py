@@ -349,7 +349,7 @@ def test_an_adapter_without_an_exam_shows_its_receipt_and_no_marks(page):
 def test_models_says_what_fits_and_hands_out_adapters(page, home, tmp_path):
     shelve("home")
     go(page, "Models & adapters")
-    expect(page.locator("#bases")).to_contain_text("5.6M parameters")
+    expect(page.locator("#bases")).to_contain_text("8M parameters")
     expect(page.locator("#bases")).to_contain_text("Fits this machine")
     with page.expect_download() as caught:
         page.get_by_role("button", name="Download home as GGUF adapter").click()

@@ -164,7 +164,7 @@ def test_a_scoring_process_that_was_killed_is_started_again(client, server):
         ({"suffix": "x"}, "suffix"),
         ({"best_of": 3}, "best_of"),
         ({"logprobs": 99}, "logprobs"),
-        ({"prompt": [5] * 1200, "echo": True, "logprobs": 1}, "the model holds 1024"),
+        ({"prompt": [5] * 1200, "echo": True, "logprobs": 1}, "the model holds 1,024"),
     ],
 )
 def test_what_cannot_be_done_is_refused(client, changes, reason):

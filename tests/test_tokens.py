@@ -25,18 +25,18 @@ def test_tokens_are_the_engines_and_lead_back_to_the_text(server, tmp_path):
                 assert whole["tokens"] == engine.tokenize(text, add_special=True)
                 back = post(server, "/detokenize", model=name, tokens=bare["tokens"]).json()
                 assert back["prompt"] == engine.detokenize(bare["tokens"])
-    assert post(server, "/tokenize", prompt="a").json()["max_model_len"] == 512
+    assert post(server, "/tokenize", prompt="a").json()["max_model_len"] == 1024
 
 
 def test_a_vocabulary_is_described(server):
     info = httpx.get(server.url + "/tokenizer_info", trust_env=False).json()
-    assert info["vocab_size"] == 3072
+    assert info["vocab_size"] == 6144
     assert post(server, "/tokenize", prompt=info["eos_token"], add_special_tokens=False).json()["count"] == 1
     assert "{%" in info["chat_template"]
 
 
 def test_what_is_no_token_and_no_model_is_refused(server):
-    assert post(server, "/detokenize", tokens=[3072]).status_code == 400
+    assert post(server, "/detokenize", tokens=[6144]).status_code == 400
     assert post(server, "/detokenize", tokens=[-1]).status_code == 400
     assert post(server, "/tokenize", prompt="a", model="nothing").status_code == 404
     assert post(server, "/tokenize").status_code == 400

@@ -95,7 +95,7 @@ def of_statement(statement: Statement, tell: str) -> Iterator[Item]:
 
 
 def by_words(text: str, *, count: int, seed: int) -> list[Item]:
-    """Each sentence asked for up to `count` times by one to three of its words, by those first that others lack.
+    """Each sentence asked for, up to `count` times, by one to three words, first those that others lack.
 
     The answer is the sentence itself, whatever is asked. For bases so small that the wording of a question
     leads them astray: they learn which sentence such words belong to.
