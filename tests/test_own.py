@@ -169,7 +169,7 @@ def test_a_study_is_planned_done_examined_put_to_use_exported_and_undone(own, ti
     plan = good(own.post("/study/plan", json={"minutes": 5, "base": "tiny"}))
     assert (plan["sources"], plan["new_chunks"], plan["measured"]) == (2, 3, False)
     assert 0 < plan["expected_minutes"] <= 5
-    job = good(own.post("/study", json={"minutes": 3, "base": "tiny"}))
+    job = good(own.post("/study", json={"minutes": 1, "base": "tiny"}))
     assert (job["kind"], job["name"], job["model"]) == ("study", "notes", "tiny")
     job = finished(own, job)
     assert job["state"] == "succeeded", job["error"]

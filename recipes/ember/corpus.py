@@ -30,40 +30,37 @@ from worlds import Population
 
 Scheduled = TypeVar("Scheduled")
 
-# Shares of the tokens by kind of document, from a share of the time on: first drills and the population,
-# learned by heart, then more and more notes of every kind. Stories and books are cut where a batch is full.
+# Shares of the tokens by kind of document, from each of these shares of the time on: first drills and the
+# population, learned by heart, then more and more notes of every kind. Stories and books are cut where a
+# batch is full.
+STARTS = (0.0, 0.06, 0.4, 0.64, 0.84)
+SHARES: dict[str, tuple[float, ...]] = {
+    "pairs": (10, 2, 2, 1, 1),
+    "tangled": (10, 2, 2, 1, 1),
+    "beginnings": (24, 5, 3, 3, 2),
+    "sentences": (12, 5, 3, 3, 2),
+    "known_chat": (9, 5, 5, 4, 3),
+    "known_text": (4, 3, 3, 1, 1),
+    "heart": (3, 8, 9, 5, 2),
+    "notes": (6, 13, 17, 25, 36),
+    "framed": (0, 8, 8, 9, 9),
+    "page": (6, 20, 22, 29, 27),
+    "finding": (4, 10, 7, 5, 3),
+    "story_notes": (0, 1, 1, 1, 1),
+    "ask": (0, 2, 3, 3, 3),
+    "roll": (3, 3, 3, 2, 2),
+    "name": (1, 1, 1, 1, 1),
+    "everyday_name": (1, 1, 1, 1, 1),
+    "writing": (2, 3, 4, 4, 4),
+    "rewording": (0, 3, 4, 4, 4),
+    "greeting": (0.5, 0.3, 0.3, 0.3, 0.3),
+    "story": (7, 6, 6, 5, 4),
+    "book": (5, 6, 5, 4, 3),
+}
 MIXTURES: dict[float, dict[str, float]] = {
-    0.0: {
-        "pairs": 10, "tangled": 10, "beginnings": 24, "sentences": 12,
-        "known_chat": 9, "known_text": 4, "heart": 3,
-        "notes": 6, "page": 6, "finding": 4, "roll": 3, "name": 1, "everyday_name": 1,
-        "writing": 2, "greeting": 0.5, "story": 7, "book": 5,
-    },
-    0.06: {
-        "pairs": 2, "tangled": 2, "beginnings": 5, "sentences": 5,
-        "known_chat": 5, "known_text": 3, "heart": 8,
-        "notes": 13, "framed": 8, "page": 20, "finding": 10, "story_notes": 1, "ask": 2, "roll": 3,
-        "name": 1, "everyday_name": 1, "writing": 3, "rewording": 3, "greeting": 0.3, "story": 6, "book": 6,
-    },
-    0.4: {
-        "pairs": 2, "tangled": 2, "beginnings": 3, "sentences": 3,
-        "known_chat": 5, "known_text": 3, "heart": 9,
-        "notes": 17, "framed": 8, "page": 22, "finding": 7, "story_notes": 1, "ask": 3, "roll": 3,
-        "name": 1, "everyday_name": 1, "writing": 4, "rewording": 4, "greeting": 0.3, "story": 6, "book": 5,
-    },
-    0.64: {
-        "pairs": 1, "tangled": 1, "beginnings": 3, "sentences": 3,
-        "known_chat": 4, "known_text": 1, "heart": 5,
-        "notes": 25, "framed": 9, "page": 29, "finding": 5, "story_notes": 1, "ask": 3, "roll": 2,
-        "name": 1, "everyday_name": 1, "writing": 4, "rewording": 4, "greeting": 0.3, "story": 5, "book": 4,
-    },
-    0.84: {
-        "pairs": 1, "tangled": 1, "beginnings": 2, "sentences": 2,
-        "known_chat": 3, "known_text": 1, "heart": 2,
-        "notes": 36, "framed": 9, "page": 27, "finding": 3, "story_notes": 1, "ask": 3, "roll": 2,
-        "name": 1, "everyday_name": 1, "writing": 4, "rewording": 4, "greeting": 0.3, "story": 4, "book": 3,
-    },
-}  # fmt: skip
+    start: {kind: shares[at] for kind, shares in SHARES.items() if shares[at]}
+    for at, start in enumerate(STARTS)
+}
 LONGEST = 640  # tokens of a document
 CHARACTERS_A_TOKEN = 4  # about
 AT_ONCE = 24  # documents made and tokenised together

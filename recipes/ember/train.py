@@ -72,6 +72,8 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=Shape.layers)
     parser.add_argument("--hidden", type=int, default=Shape.hidden)
     options = vars(parser.parse_args())
+    if options["average"] and not options["average"].is_file():  # not found out after hours of training
+        parser.error(f"--average: there is no checkpoint {options['average']}; name one that a run has kept.")
     settings = Settings(**{name: options[name] for name in Settings.__dataclass_fields__})
     Run(options, settings).train()
 

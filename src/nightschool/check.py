@@ -23,6 +23,7 @@ LIGHT = frozenset(
     "what which who whom whose when where why how many much very more most also just only own s t name "
     "called".split()
 )
+EMPTY = LIGHT | {"a", "an", "the"}
 WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 DECLINED = re.compile(
     r"\b(?:do not|don['’]t|cannot|can['’]t|not) (?:know|sure|say|tell|mentioned|stated|given|find)"
@@ -148,7 +149,7 @@ def names(text: str) -> set[str]:
     return {
         f"{one} {two}"
         for one, two in pairwise(words)
-        if one[0].isupper() and two[0].isupper() and one.lower() not in LIGHT | {"a", "an", "the"}
+        if one[0].isupper() and two[0].isupper() and one.lower() not in EMPTY
     } - starts
 
 
@@ -176,9 +177,9 @@ def new_words(item: Item, reply: str) -> str:
 def trimmed(run: Sequence[str]) -> list[str]:
     """Without light words at either end."""
     kept = list(run)
-    while kept and kept[0] in LIGHT | {"a", "an", "the"}:
+    while kept and kept[0] in EMPTY:
         kept.pop(0)
-    while kept and kept[-1] in LIGHT | {"a", "an", "the"}:
+    while kept and kept[-1] in EMPTY:
         kept.pop()
     return kept
 
@@ -215,7 +216,7 @@ def is_question(text: str, passage: str) -> str:
     ]
     if strange:
         return f"{strange[0]!r} does not stand in the passage"
-    content = {word.lower() for word in parts(passage)} - LIGHT - {"a", "an", "the"}
+    content = {word.lower() for word in parts(passage)} - EMPTY
     if not content & {word.lower() for word in asked}:
         return "asks about something else"
     return ""

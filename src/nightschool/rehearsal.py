@@ -53,17 +53,20 @@ def rehearse(engine: Engine, index: int, *, seed: int) -> tuple[str, str]:
     A base without a token for the beginning of a text needs a first word for that. Every index gives another
     text; the same index and seed give the same.
     """
+    rng = random.Random(seed + index)
     if index % (TEXTS + 1):
-        said = ""
-        for opening in ("", random.Random(seed + index).choice(OPENINGS)):
-            if not said.strip():
-                found = engine.complete(opening, max_tokens=TEXT_TOKENS, temperature=1.0, seed=seed + index)
-                said = opening + found["content"]
-        return "", printable(said)
-    prompt = random.Random(seed + index).choice(PROMPTS)
+        said = continued(engine, "", seed=seed + index)
+        return "", said or continued(engine, rng.choice(OPENINGS), seed=seed + index)
+    prompt = rng.choice(PROMPTS)
     messages = [{"role": "user", "content": prompt}]
     said_to = engine.chat(messages, temperature=0.8, max_tokens=ANSWER_TOKENS, seed=seed + index)
     return prompt, printable(said_to)
+
+
+def continued(engine: Engine, opening: str, *, seed: int) -> str:
+    """A text that begins so, as the base goes on."""
+    found = engine.complete(opening, max_tokens=TEXT_TOKENS, temperature=1.0, seed=seed)
+    return printable(opening + found["content"])
 
 
 def printable(text: str) -> str:

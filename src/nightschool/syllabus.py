@@ -34,7 +34,7 @@ FRAMES = (
 
 @dataclass(frozen=True)
 class Fact:
-    """Lessons about one thing that a note says; `answer` is what all of them teach."""
+    """Lessons about one thing that a note says; `answer` is what its questions teach, `told` its sentence."""
 
     answer: str
     items: tuple[Item, ...]

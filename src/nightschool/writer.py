@@ -1,9 +1,10 @@
 """Writing study items: by rules, by the base itself, or by a teacher; answering them with the passage in
 view.
 
-Three writers, and the check decides what is kept of each:
+Four writers, and the check decides what is kept of each:
 
 - rules (statements, wordings): every plain English sentence gives questions whose answer is known;
+- by words: some words of a sentence ask for it, whatever it says: for tiny models;
 - plain: the model is asked for one question about one sentence, several times: what even a tiny model can do;
 - structured: the model reads the whole chunk and writes many items at once, as JSON that a grammar enforces:
   what a model of a billion parameters and more can do.
@@ -18,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, Unpack
 
-from nightschool.check import LIGHT, READ, Item, is_question, parts
+from nightschool.check import EMPTY, READ, Item, is_question, parts
 from nightschool.engine import Sampling
 from nightschool.errors import ContextFull
 from nightschool.statements import Statement, base_form, sentences, statements
@@ -124,7 +125,7 @@ def telling(sentence: str) -> dict[str, str]:
     words = parts(sentence)
     if words and (len(words) < 2 or not words[1][0].isupper()):  # not a name of two words
         words[0] = words[0].lower()
-    return {base_form(word.lower()): word for word in words if word.lower() not in LIGHT | {"a", "an", "the"}}
+    return {base_form(word.lower()): word for word in words if word.lower() not in EMPTY}
 
 
 def views(text: str) -> list[str]:
