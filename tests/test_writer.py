@@ -20,6 +20,16 @@ def test_every_sentence_is_asked_for_by_words_of_its_own():
         assert named - others or len(named) == 3
 
 
+def test_later_questions_have_other_words_between_those_of_the_sentence():
+    plain, many = (by_words(PAGE, count=count, seed=1) for count in (8, 60))
+    own = {word for each in views(PAGE) for word in telling(each)}
+    assert all(
+        any(telling(item.question).keys() - own for item in many if item.passage == view)
+        for view in views(PAGE)
+    )
+    assert not any(telling(item.question).keys() - own - {"kind", "day"} for item in plain)
+
+
 def test_the_same_words_for_the_same_seed_and_none_without_meaning():
     first, again, other = (by_words(PAGE, count=4, seed=seed) for seed in (3, 3, 4))
     assert first == again != other

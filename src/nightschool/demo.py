@@ -35,7 +35,7 @@ from nightschool.study import StudyOrder, study
 
 BASE, NAME = "ember", "demo"
 SHOWN = 5
-SETTINGS = StudySettings(minutes=10.0, steps=160)
+SETTINGS = StudySettings(minutes=10.0, steps=160, by_words=8)
 CHAT = ("Hello! Who are you?", "What does Hester Quillby do for a living?", "And what is Bodkin afraid of?")
 
 

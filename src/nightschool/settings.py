@@ -65,6 +65,7 @@ class StudySettings:
         240.0, "Time for all of it; what is not written by then waits for the next study"
     )
     wordings: int = setting(4, "Questions the model is asked to write about each sentence")
+    by_words: int = setting(60, "Times that a tiny model is asked for each sentence by words of it")
     repeats: int = setting(10, "Lessons made for each fact, at least")
     exam: int = setting(200, "Most questions that are set aside for the exam")
     dev: int = setting(50, "Most questions that are set aside to watch the training")

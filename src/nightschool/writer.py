@@ -17,13 +17,14 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, Protocol, Unpack
 
-from nightschool.check import EMPTY, READ, Item, is_question, parts
+from nightschool.check import EMPTY, LIGHT, READ, Item, is_question, parts
 from nightschool.engine import Sampling
 from nightschool.errors import ContextFull
 from nightschool.statements import Statement, base_form, sentences, statements
-from nightschool.wordings import TELL, fill, questions
+from nightschool.wordings import TELL, bank, fill, questions
 
 QUESTION_TOKENS, ANSWER_TOKENS, ITEMS_TOKENS = 32, 64, 900
 ITEMS_AT_ONCE = 8
@@ -34,6 +35,8 @@ ABOUT = tuple(
         "What day", "What kind of", "Who has", "Where is the", "What is the", "When does the", "What about",
     )
 )  # fmt: skip
+SAYING_NOTHING = sorted(word for word in LIGHT if len(word) > 1)
+PLAINLY = 8  # times that a sentence is asked for by its words alone
 AS_TOLD = 0.5  # of the words stand as they do in the sentence, the others in their base form
 WRITE_QUESTION = "Write a question for this: {passage}"
 WRITE_ITEMS = (
@@ -98,12 +101,14 @@ def of_statement(statement: Statement, tell: str) -> Iterator[Item]:
 def by_words(text: str, *, count: int, seed: int) -> list[Item]:
     """Each sentence asked for, up to `count` times, by one to three words, first those that others lack.
 
-    The answer is the sentence itself, whatever is asked. For bases so small that the wording of a question
-    leads them astray: they learn which sentence such words belong to.
+    From the ninth time on words that say nothing, and some of other questions, stand among them. The answer
+    is the sentence itself, whatever is asked. For bases so small that the wording of a question leads them
+    astray: they learn which sentence such words belong to, and what to pay no heed to.
     """
     rng = random.Random(seed)
     every = {view: telling(view) for view in views(text)}
     common = Counter(word for words in every.values() for word in words)
+    strange = [word for word in asked_words() if base_form(word) not in common]
     items: list[Item] = []
     for view, words in every.items():
         for number in range(count if words else 0):
@@ -111,13 +116,24 @@ def by_words(text: str, *, count: int, seed: int) -> list[Item]:
             picked = likely[: 1 + number % 3]
             if common[picked[0]] > 1:  # it alone would not say which sentence is meant
                 picked = likely[:3]
-            said = " ".join(
+            said = [
                 words[word] if words[word][0].isupper() or rng.random() < AS_TOLD else word
                 for word in words
                 if word in picked
-            )
-            items.append(Item(view, rng.choice(ABOUT).format(words=said), view, restates=True))
+            ]
+            if number >= PLAINLY:
+                others = rng.choices(SAYING_NOTHING, k=rng.randint(0, 3))
+                for word in others + rng.choices(strange, k=rng.randint(0, 2)):
+                    said.insert(rng.randint(0, len(said)), word)
+            items.append(Item(view, rng.choice(ABOUT).format(words=" ".join(said)), view, restates=True))
     return list(dict.fromkeys(items))
+
+
+@cache
+def asked_words() -> list[str]:
+    """The words of the usual questions that carry meaning."""
+    said = (word.lower() for wordings in bank("") for wording in wordings for word in parts(wording))
+    return sorted(set(said) - EMPTY)
 
 
 def telling(sentence: str) -> dict[str, str]:

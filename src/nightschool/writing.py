@@ -22,7 +22,6 @@ from nightschool.writer import (
     views,
 )
 
-BY_WORDS = 8  # times that a tiny base is asked for each sentence by words of it
 CREDULOUS = 8  # usual questions about one sentence, of some forty: whoever answers more answers anything
 MOST = 0.6  # of a usual question's wordings must lead to the same answer
 # Models with fewer weights than this write no JSON worth checking.
@@ -53,7 +52,7 @@ def write_chunk(
         items += [item for group in tries for item in group]
     else:
         plain += yield from from_bank(engine, text, at_once=at_once)
-        items += by_words(text, count=BY_WORDS, seed=settings.seed)
+        items += by_words(text, count=settings.by_words, seed=settings.seed)
     asked = [item for item in [*items, *plain] if not item.restates]
     replies = yield from side_by_side(
         lambda item: open_book((teacher if item.origin == "teacher" else None) or engine, item),
