@@ -38,6 +38,7 @@ NOTES = {
 }
 EASY = {"min_gain": -1.0, "max_forgetting": 99.0, "max_fabrication": 2.0}
 QUICK = {
+    "by_words": 8,
     "wordings": 1,
     "epochs": 1.0,
     "rank": 2,
