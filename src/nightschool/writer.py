@@ -122,11 +122,18 @@ def by_words(text: str, *, count: int, seed: int) -> list[Item]:
                 if word in picked
             ]
             if number >= PLAINLY:
-                others = rng.choices(SAYING_NOTHING, k=rng.randint(0, 3))
-                for word in others + rng.choices(strange, k=rng.randint(0, 2)):
-                    said.insert(rng.randint(0, len(said)), word)
+                said = with_others(rng, said, strange)
             items.append(Item(view, rng.choice(ABOUT).format(words=" ".join(said)), view, restates=True))
     return list(dict.fromkeys(items))
+
+
+def with_others(rng: random.Random, said: Sequence[str], strange: Sequence[str]) -> list[str]:
+    """The words with up to three between them that say nothing, and up to two of the strange ones."""
+    mixed = list(said)
+    others = rng.choices(SAYING_NOTHING, k=rng.randint(0, 3))
+    for word in others + rng.choices(strange, k=rng.randint(0, 2)):
+        mixed.insert(rng.randint(0, len(mixed)), word)
+    return mixed
 
 
 @cache
